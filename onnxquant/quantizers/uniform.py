@@ -1,0 +1,121 @@
+"""Uniform quantization (EfficientQuant, Eqs. 1-3, corrected).
+
+    Δ = (max - min) / (2^b - 1)        Z = round(-min / Δ)
+    q = clip(round(x / Δ) + Z, 0, 2^b - 1)        x̂ = (q - Z) Δ
+
+The range always includes 0, so that Z is a code and 0 is exact. As printed, Eq. 2 divides ``x - min`` by Δ and then adds Z
+again, which shifts every code by Z and clips most of them. Codes are ONNX QuantizeLinear's: round half to even, saturate.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic.dataclasses import dataclass
+
+Float32 = Annotated[
+    NDArray[np.float32],
+    PlainValidator(lambda values: np.asarray(values, np.float32)),
+    PlainSerializer(lambda array: array.tolist()),
+]
+"""A float32 array that is a number or a list in JSON; every float32 survives the way there and back."""
+
+Int32 = Annotated[
+    NDArray[np.int32],
+    PlainValidator(lambda values: np.asarray(values, np.int32)),
+    PlainSerializer(lambda array: array.tolist()),
+]
+
+Array = Any
+"""A numpy, torch or other array-API array."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class UniformQuantizer:
+    """Scales and zero-points of one tensor.
+
+    Attributes:
+        bits: 2 to 8. Below 8 the codes use only the first 2^bits values of the 8-bit type.
+        signed: codes are int8 if true, uint8 if not.
+        scale: positive; float32, shape () for the whole tensor or (channels,).
+        zero_point: the code that stands for 0; int32, shape of `scale`.
+        axis: the channels' axis in the tensor; None for the whole tensor.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=8)]
+    signed: bool
+    scale: Float32
+    zero_point: Int32
+    axis: int | None = None
+    kind: Literal["uniform"] = "uniform"
+
+    @classmethod
+    def from_range(
+        cls,
+        minimum: NDArray[np.floating],
+        maximum: NDArray[np.floating],
+        *,
+        bits: int,
+        symmetric: bool,
+        axis: int | None = None,
+        scale_dtype: type[np.floating] = np.float32,
+    ) -> UniformQuantizer:
+        """The quantizer that covers [minimum, maximum].
+
+        Args:
+            minimum: shape () or (channels,).
+            maximum: same shape.
+            bits: 2 to 8.
+            symmetric: int8 codes from -(2^(b-1) - 1) and zero-point 0, else uint8 codes and a zero-point (Eq. 1).
+            axis: the channels' axis; None for one range.
+            scale_dtype: the type the scale is stored in; it is rounded to it here, so that codes are made with the stored value.
+        """
+        low, high = np.minimum(minimum, 0).astype(np.float64), np.maximum(maximum, 0).astype(np.float64)
+        levels = 2**bits - 1
+        step = np.maximum(-low, high) / (levels // 2) if symmetric else (high - low) / levels
+        # An all-zero or denormal channel would get scale 0, which no runtime accepts: the smallest normal number stands in.
+        scale = np.maximum(step, np.finfo(scale_dtype).tiny).astype(scale_dtype).astype(np.float32)
+        zero_point = np.zeros_like(scale) if symmetric else np.clip(np.rint(-low / scale), 0, levels)
+        return cls(bits, symmetric, scale, zero_point.astype(np.int32), axis)
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """Smallest and largest code."""
+        half = 2 ** (self.bits - 1)
+        return (-half, half - 1) if self.signed else (0, 2**self.bits - 1)
+
+    @property
+    def code_dtype(self) -> type[np.int8] | type[np.uint8]:
+        return np.int8 if self.signed else np.uint8
+
+    def along_axis(self, parameter: NDArray[Any], x: Array) -> Array:
+        """`parameter` (a scale or zero-point) in x's array type, shaped to broadcast against x."""
+        xp = array_namespace(x)
+        shape = [1] * x.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return xp.asarray(parameter.reshape(shape) if self.axis is not None else parameter)
+
+    def scaled(self, x: Array) -> Array:
+        """``x / Δ``: what is rounded."""
+        return x / self.along_axis(self.scale, x)
+
+    def quantize(self, x: Array) -> Array:
+        """float32 values of any shape -> codes as float32 whole numbers, shape kept."""
+        xp = array_namespace(x)
+        low, high = self.code_range
+        return xp.clip(xp.round(self.scaled(x)) + self.along_axis(self.zero_point.astype(np.float32), x), low, high)
+
+    def dequantize(self, codes: Array) -> Array:
+        """Codes (any real type) -> float32 values."""
+        xp = array_namespace(codes)
+        codes = xp.astype(codes, xp.float32)
+        return (codes - self.along_axis(self.zero_point.astype(np.float32), codes)) * self.along_axis(self.scale, codes)
+
+    def fake_quantize(self, x: Array) -> Array:
+        """What the runtime computes with instead of `x`."""
+        return self.dequantize(self.quantize(x))
