@@ -1,0 +1,121 @@
+"""One streaming run over the calibration data: activations stay inside ONNX Runtime, only their statistics come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper
+
+from onnxquant.calibration.batching import Batch, batches
+from onnxquant.calibration.observers import Observer
+from onnxquant.calibration.samples import Dataset, input_specs
+from onnxquant.errors import OnnxquantError
+from onnxquant.graph.model import quiet_session_options
+
+ACTIVATION_BUDGET = 32 * 1024**2
+"""Bytes that the largest activations of one batch may take (see `fitting_batch_size`)."""
+
+
+def collect(
+    model: onnx.ModelProto,
+    observers: Mapping[tuple[str, type[Observer]], Observer],
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Run `model` over `dataset` and update the observers.
+
+    Args:
+        model: not changed.
+        observers: by the name of the tensor each one watches, and its own type.
+        dataset: the samples.
+        batch_size: the most samples to run at once; fewer where the activations of that many would not fit in
+            `ACTIVATION_BUDGET`.
+        progress: called with (samples done, samples in all) after each batch.
+
+    Raises:
+        OnnxquantError: a tensor has NaN or infinite values; the message names it and the sample.
+    """
+    specs = input_specs(model)
+    session = _session(_with_reductions(model, observers))
+    batch_size = min(batch_size, fitting_batch_size(model, dataset[0].feeds))
+    done = 0
+    for batch in batches(dataset, batch_size, specs):
+        values = iter(session.run(None, dict(batch.feeds)))
+        for (tensor, _), observer in observers.items():
+            reduced = [next(values) for _ in observer.reductions]
+            if not all(np.isfinite(value).all() for value in reduced):
+                sample = _culprit(session, _output_names(tensor, observer), batch)
+                raise OnnxquantError(
+                    f"calibration: tensor {tensor} has NaN or infinite values on sample {sample}; "
+                    "take the sample out, or look whether the original model overflows on it"
+                )
+            observer.update(*(batch.without_padding(value) for value in reduced))
+        done += batch.valid
+        progress(done, len(dataset))
+
+
+def fitting_batch_size(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -> int:
+    """How many samples keep three activations of the largest size within the budget: an input, an output and a
+    temporary.
+
+    Args:
+        model: for its graph and inferred shapes.
+        feeds: one sample.
+    """
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(model)
+    for value in shaped.graph.input:
+        if value.name in feeds:
+            value.type.tensor_type.shape.CopyFrom(
+                helper.make_tensor_type_proto(1, feeds[value.name].shape).tensor_type.shape
+            )
+    del shaped.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(shaped, data_prop=True)
+    sizes = [
+        np.prod([dim.dim_value for dim in value.type.tensor_type.shape.dim], dtype=np.int64) * 4
+        for value in inferred.graph.value_info
+    ]
+    return max(1, int(ACTIVATION_BUDGET // (3 * max(sizes, default=1) or 1)))
+
+
+def _output_names(tensor: str, observer: Observer) -> list[str]:
+    return [f"{tensor}/{type(observer).__name__}/{reduction}" for reduction in observer.reductions]
+
+
+def _with_reductions(
+    model: onnx.ModelProto, observers: Mapping[tuple[str, type[Observer]], Observer]
+) -> onnx.ModelProto:
+    """A copy of `model` that outputs the reductions and nothing else."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    del copied.graph.output[:]
+    for (tensor, _), observer in observers.items():
+        names = _output_names(tensor, observer)
+        for name, (op, attributes) in zip(names, observer.reductions.items(), strict=True):
+            copied.graph.node.append(helper.make_node(op, [tensor], [name], name, **attributes))
+            copied.graph.output.append(helper.make_empty_tensor_value_info(name))
+    return copied
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = quiet_session_options()
+    options.enable_cpu_mem_arena = False  # the arena keeps the largest batch's memory for good
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _culprit(session: ort.InferenceSession, outputs: list[str], batch: Batch) -> str:
+    """The name of the batch's first sample that makes `outputs` non-finite on its own."""
+    for position, name in enumerate(batch.names):
+        # The others are replaced by this one rather than left out: the batch axis may be fixed.
+        alone = {
+            key: np.repeat(value[position : position + 1], len(value), axis=0) for key, value in batch.feeds.items()
+        }
+        if not all(np.isfinite(value).all() for value in session.run(outputs, alone)):
+            return name
+    return f"one of {batch.names[0]} to {batch.names[-1]}"

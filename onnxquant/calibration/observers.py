@@ -1,0 +1,62 @@
+"""Observers: statistics of a tensor, gathered in one streaming pass.
+
+An observer names the ONNX operators that reduce the tensor inside the graph, so that a few numbers leave ONNX Runtime
+instead of the activation, and adds up what they return. Its memory does not depend on the number of samples, and its
+result does not depend on how they were batched.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Observer:
+    """Base class."""
+
+    reductions: ClassVar[dict[str, dict[str, Any]]]
+    """Operator -> attributes; each takes the tensor alone and its output goes to `update`."""
+
+    def update(self, *reduced: NDArray[Any]) -> None:
+        """Take in one batch: one array a reduction."""
+        raise NotImplementedError
+
+
+class MinMax(Observer):
+    """Smallest and largest value of the whole tensor."""
+
+    # ReduceMin and ReduceMax may pass over a NaN, depending on where it stands; the sum never does.
+    reductions: ClassVar[dict[str, dict[str, Any]]] = {
+        "ReduceMin": {"keepdims": 0},
+        "ReduceMax": {"keepdims": 0},
+        "ReduceSum": {"keepdims": 0},
+    }
+
+    def __init__(self) -> None:
+        self.minimum, self.maximum = float("inf"), float("-inf")
+
+    def update(self, *reduced: NDArray[Any]) -> None:
+        self.minimum = min(self.minimum, float(reduced[0]))
+        self.maximum = max(self.maximum, float(reduced[1]))
+
+
+class ChannelMean(Observer):
+    """Mean of every channel of a (N, C, spatial...) tensor."""
+
+    reductions: ClassVar[dict[str, dict[str, Any]]] = {"GlobalAveragePool": {}}
+
+    def __init__(self) -> None:
+        self._total: NDArray[np.float64] = np.zeros(0)
+        self._count = 0
+
+    def update(self, *reduced: NDArray[Any]) -> None:
+        samples = reduced[0].reshape(reduced[0].shape[:2]).astype(np.float64)
+        self._total = samples.sum(axis=0) + (self._total if self._count else 0)
+        self._count += len(samples)
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """float32, shape (C,)."""
+        return (self._total / max(self._count, 1)).astype(np.float32)

@@ -1,0 +1,246 @@
+"""Load and save: an ONNX file, ModelProto or graphsurgeon graph in, a checked file out.
+
+onnx-graphsurgeon drops every ``metadata_props`` on import, and with them the preprocessing a file carries and the
+dynamo exporter's module scopes. A `Model` keeps them beside the graph, by node name, and puts them back on export.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+
+from onnxquant.errors import OnnxquantError
+
+MINIMUM_OPSET = 13
+"""Per-channel QuantizeLinear and DequantizeLinear exist since opset 13."""
+
+MINIMUM_OPSET_FLOAT16 = 19
+"""Since opset 19 the scale of DequantizeLinear, and so its output, may be float16."""
+
+PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2
+"""Bytes of weights above which a file needs external data (protobuf's 2 GiB, with room for the graph)."""
+
+Source: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | gs.Graph | Model"
+
+
+@dataclass
+class Model:
+    """A graph with what graphsurgeon would lose.
+
+    Attributes:
+        graph: the graph that passes read and edit. Every node has a name of its own.
+        metadata: the file's metadata_props.
+        node_metadata: metadata_props of every node that has some, by node name.
+        name: what messages call this model: its path, or "model".
+        bytes: size of the model as it was read, external data included.
+    """
+
+    graph: gs.Graph
+    metadata: dict[str, str] = field(default_factory=dict)
+    node_metadata: dict[str, dict[str, str]] = field(default_factory=dict)
+    name: str = "model"
+    bytes: int = 0
+
+    def scope(self, node: gs.Node) -> str:
+        """The module `node` came from, as ``stages.2.1.conv``; "" where the exporter left no trace of it.
+
+        TorchScript writes it into the node's name (``/stages/stages.2/stages.2.1/conv/Conv``), dynamo into metadata.
+        """
+        scopes = self.node_metadata.get(node.name, {}).get("pkg.torch.onnx.name_scopes")
+        if scopes:
+            try:
+                names = ast.literal_eval(scopes)  # never eval: the text comes from a stranger's file
+                return str(names[-2]) if len(names) > 1 else ""
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                return ""
+        parts = node.name.split("/")
+        if len(parts) < 3 or parts[0]:
+            return ""
+        scope = ""
+        for part in parts[
+            1:-1
+        ]:  # "stages", "stages.2", "stages.2.1", "conv": a part that repeats its parent extends it
+            scope = part if part.startswith(f"{scope}.") or not scope else f"{scope}.{part}"
+        return scope
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The graph as a ModelProto, metadata restored for every node that kept its name."""
+        model: onnx.ModelProto = gs.export_onnx(self.graph)
+        onnx.helper.set_model_props(model, self.metadata)
+        for node in model.graph.node:
+            for key, value in self.node_metadata.get(node.name, {}).items():
+                node.metadata_props.add(key=key, value=value)
+        return model
+
+
+def load(source: Source) -> Model:
+    """Read a model for rewriting; the source itself is never changed.
+
+    Opsets below 13 (19 for float16 models) are converted up, nodes get unique names, shapes are inferred.
+
+    Args:
+        source: path of an ONNX file (external data beside it is read too), a ModelProto, a graphsurgeon graph or a
+            `Model`.
+
+    Raises:
+        OnnxquantError: the file is missing, truncated, not ONNX, invalid, lacks its external data or has an opset that
+            this version of the onnx package doesn't know.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, gs.Graph):
+        proto, name = gs.export_onnx(source.copy()), source.name or "model"
+    elif isinstance(source, onnx.ModelProto):
+        proto, name = source, source.graph.name or "model"
+    else:
+        proto, name = read_proto(source), str(source)
+    size = proto.ByteSize()
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    proto = check(_convert_opset(copied, name), name)
+    graph = gs.import_onnx(proto)
+    name_nodes(graph)
+    node_metadata = {
+        node.name: {prop.key: prop.value for prop in original.metadata_props}
+        for node, original in zip(graph.nodes, proto.graph.node, strict=True)
+        if original.metadata_props
+    }
+    metadata = {prop.key: prop.value for prop in proto.metadata_props}
+    return Model(graph, metadata, node_metadata, name, size)
+
+
+def read_proto(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """An ONNX file as it is, with its external data.
+
+    Raises:
+        OnnxquantError: the file can't be read as ONNX.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise OnnxquantError(f"{path}: no such file")
+    if path.is_dir():
+        raise OnnxquantError(f"{path}: is a folder; give the .onnx file itself")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        raise OnnxquantError(f"{path}: not an ONNX file, or a truncated one; export or copy it again") from None
+    except OSError as error:
+        raise OnnxquantError(f"{path}: can't be read ({error.strerror or error})") from None
+    if not model.graph.node and not model.opset_import:
+        raise OnnxquantError(f"{path}: not an ONNX file (it holds no graph); export it again")
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise OnnxquantError(
+            f"{path}: its external data can't be read ({_first_line(error)}); put the data file beside the .onnx file, "
+            "under the name it was exported with"
+        ) from None
+    return model
+
+
+def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """Check a model and write it; the file appears whole or not at all.
+
+    The graph goes through onnx.checker with full shape inference and an ONNX Runtime session is made from it before
+    anything is written. Weights above 2 GiB go to ``<path>.data``.
+
+    Raises:
+        OnnxquantError: the model is invalid, ONNX Runtime refuses it, or `path` can't be written.
+    """
+    path = Path(path)
+    proto = model.to_proto() if isinstance(model, Model) else model
+    proto = check(proto, str(path))
+    external = proto.ByteSize() > PROTOBUF_LIMIT
+    try:
+        with tempfile.TemporaryDirectory(prefix=".onnxquant-", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            data = f"{path.name}.data"
+            if external:
+                outside = onnx.ModelProto()
+                outside.CopyFrom(proto)  # onnx.save moves the weights out of the proto it is given
+                onnx.save(outside, temporary, save_as_external_data=True, location=data)
+            else:
+                onnx.save(proto, temporary)
+            try:
+                ort.InferenceSession(temporary, quiet_session_options(), providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's own exceptions have no common base
+                raise OnnxquantError(
+                    f"{path}: not written, ONNX Runtime refuses the graph: {_first_line(error)}"
+                ) from None
+            if external:
+                (Path(folder) / data).replace(path.parent / data)
+            temporary.replace(path)
+    except OSError as error:
+        raise OnnxquantError(
+            f"{path}: can't be written ({error.strerror or error}); give another path with -o"
+        ) from None
+
+
+def quiet_session_options() -> ort.SessionOptions:
+    """Session options for running beside other sessions: only errors are logged, threads don't spin while they wait."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """`proto` with every shape inferred, once onnx.checker has passed it."""
+    try:
+        if (
+            proto.ByteSize() > PROTOBUF_LIMIT
+        ):  # serialising for the checker and for shape inference is impossible above it
+            return proto
+        onnx.checker.check_model(proto)
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
+        raise OnnxquantError(f"{name}: not a valid ONNX graph: {_first_line(error)}") from None
+
+
+def _convert_opset(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise OnnxquantError(f"{name}: opset {opset} is newer than this onnx package knows ({newest}); upgrade onnx")
+    minimum = MINIMUM_OPSET
+    if any(initializer.data_type == onnx.TensorProto.FLOAT16 for initializer in proto.graph.initializer):
+        minimum = MINIMUM_OPSET_FLOAT16
+    if opset >= minimum:
+        return proto
+    try:
+        converted = onnx.version_converter.convert_version(proto, minimum)
+        onnx.helper.set_model_props(converted, {prop.key: prop.value for prop in proto.metadata_props})
+        return converted
+    except Exception as error:  # the converter raises whatever its C++ adapters throw
+        raise OnnxquantError(
+            f"{name}: opset {opset} can't be converted to {minimum} ({_first_line(error)}); "
+            "export it again with opset 17 or later"
+        ) from None
+
+
+def name_nodes(graph: gs.Graph) -> None:
+    """Give every node of the main graph a name of its own: plans, metadata and messages refer to nodes by name."""
+    used = {node.name for node in graph.nodes}
+    seen: set[str] = set()
+    for position, node in enumerate(graph.nodes):
+        if not node.name or node.name in seen:
+            base = node.name or f"{node.op}_{position}"
+            candidates = itertools.chain([base], (f"{base}_{n}" for n in itertools.count(1)))
+            node.name = next(name for name in candidates if name not in used)
+            used.add(node.name)
+        seen.add(node.name)
