@@ -43,8 +43,8 @@ def attention(opset: int = 17, channels: int = 8) -> onnx.ModelProto:
 
     c = channels
     return parse(
-        f"""
-        hybrid (float[N, 3, 8, 8] image) => (float[N, 10] probabilities) {{
+        """
+        hybrid (float[N, 3, 8, 8] image) => (float[N, 10] probabilities) {
             stem = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (image, stem_weight, stem_bias)
             act = Relu (stem)
             flat = Reshape (act, to_tokens)
@@ -64,7 +64,7 @@ def attention(opset: int = 17, channels: int = 8) -> onnx.ModelProto:
             features = Flatten <axis = 1> (pooled)
             logits = Gemm <transB = 1> (features, fc_weight, fc_bias)
             probabilities = Softmax <axis = -1> (logits)
-        }}
+        }
         """,
         opset,
         stem_weight=normal(c, 3, 3, 3),

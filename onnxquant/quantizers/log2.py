@@ -3,29 +3,31 @@
     Amin = log2(a_min + ε)        Amax = log2(a_max + ε)        Δ = (Amax - Amin) / (2^b - 1)
     q = clip(round((log2(a + ε) - Amin) / Δ), 0, 2^b - 1)        â = 2^(q Δ + Amin)
 
-As printed, Eq. 5 negates log2(a + ε) but not its zero-point, and every code saturates; and without ε in the range, a_min = 0
-gives log2(0).
+As printed, Eq. 5 negates log2(a + ε) but not its zero-point, and every code saturates; and without ε in the range,
+a_min = 0 gives log2(0).
 
-In ONNX this is a pair of functions in the domain ``onnxquant``, bodies of standard ops, with int8 codes ``q - 2^(b-1)`` between
-them: zero-point 0 and no uint8, so that TensorRT takes them too. The logarithm is the natural one (ONNX has no other), so steps
-and offsets are stored as multiples of ln 2.
+In ONNX this is a pair of functions in the domain ``onnxquant``, bodies of standard ops, with int8 codes ``q - 2^(b-1)``
+between them: zero-point 0 and no uint8, so that TensorRT takes them too. The logarithm is the natural one (ONNX has no
+other), so steps and offsets are stored as multiples of ln 2.
 """
 
 from __future__ import annotations
 
 from math import log, log2
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from array_api_compat import array_namespace
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-Array = Any
-"""A numpy, torch or other array-API array."""
+from onnxquant.quantizers.arrays import Array, namespace
 
 DEFAULT_EPSILON = 1e-5
 """EfficientQuant, section 3.1."""
+
+FINEST_STEP = 1e-4
+"""Octaves. A constant tensor has Δ = 0; with this one its value keeps a relative error of 1e-4, and the float32 rounding of
+a logarithm (2e-6) stays far below half a step, so that clipped values can't reach codes outside their range."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -56,9 +58,9 @@ class Log2Quantizer:
 
     @property
     def scale(self) -> float:
-        """Δ · ln 2, a float32 number. A constant tensor has Δ = 0, which no runtime accepts: a step below float noise stands in."""
+        """Δ · ln 2, a float32 number, never below `FINEST_STEP`."""
         octaves = (log2(self.maximum + self.epsilon) - log2(self.minimum + self.epsilon)) / (2**self.bits - 1)
-        return float(np.float32(max(octaves, 1e-8) * log(2)))
+        return float(np.float32(max(octaves, FINEST_STEP) * log(2)))
 
     @property
     def offset(self) -> float:
@@ -67,7 +69,9 @@ class Log2Quantizer:
 
     @property
     def clip_range(self) -> tuple[float, float]:
-        """[a_min, a_max] as float32 numbers: what values are clipped to, so that codes below 8 bits stay in their range."""
+        """[a_min, a_max] as float32 numbers: what values are clipped to, so that codes below 8 bits stay in their
+        range.
+        """
         return float(np.float32(self.minimum)), float(np.float32(self.maximum))
 
     @property
@@ -80,13 +84,13 @@ class Log2Quantizer:
 
         Step for step what the ONNX function does in float32.
         """
-        xp = array_namespace(x)
+        xp = namespace(x)
         logarithm = xp.log(xp.clip(x, *self.clip_range) + float(np.float32(self.epsilon))) - self.offset
         return xp.clip(xp.round(logarithm / self.scale), *self.code_range)
 
     def dequantize(self, codes: Array) -> Array:
         """Codes -> float32 values."""
-        xp = array_namespace(codes)
+        xp = namespace(codes)
         return xp.exp(xp.astype(codes, xp.float32) * self.scale + self.offset)
 
     def fake_quantize(self, x: Array) -> Array:

@@ -1,9 +1,9 @@
 """Rounding that keeps what a kernel adds up to.
 
-Nearest rounding moves a kernel's sum by up to a step or two. Where the sum is nearly zero, as in the edge-detecting depthwise
-convolutions of trained hybrids, that error is multiplied by the mean of every pixel and can carry most of a model's loss.
-Here, per output channel, the roundings closest to a tie are flipped until the (weighted) sum is as close to the original as
-whole flips bring it.
+Nearest rounding moves a kernel's sum by up to a step or two. Where the sum is nearly zero, as in the edge-detecting
+depthwise convolutions of trained hybrids, that error is multiplied by the mean of every pixel and can carry most of a
+model's loss. Here, per output channel, the roundings closest to a tie are flipped until the (weighted) sum is as close
+to the original as whole flips bring it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def sum_preserving(
         scaled: weights divided by their scale, x / Δ; shape (outputs, taps), one row a kernel.
         scale: Δ, broadcasts to `scaled`.
         code_range: smallest and largest whole number allowed, (2, ...) each broadcasting to `scaled`.
-        tap_mean: m, the mean of the input that each weight is multiplied by, broadcasts to `scaled`. The default, all ones,
-            keeps the plain sum.
+        tap_mean: m, the mean of the input that each weight is multiplied by, broadcasts to `scaled`. The default, all
+            ones, keeps the plain sum.
 
     Returns:
         float64 whole numbers, shape (outputs, taps), each at most one off the nearest.
@@ -32,7 +32,7 @@ def sum_preserving(
     nearest = np.clip(np.rint(scaled), low, high)
     rounding = nearest - scaled
     flipped = nearest - np.where(rounding > 0, 1, -1)
-    value = np.broadcast_to(np.asarray(scale, np.float64) * tap_mean, scaled.shape)
+    value = np.broadcast_to(np.asarray(scale, np.float64) * np.asarray(tap_mean), scaled.shape)
     error = (value * rounding).sum(axis=1, keepdims=True)
     gain = value * (nearest - flipped) * np.sign(error)  # by how much a flip brings the error towards zero
     useful = (gain > 0) & (flipped >= low) & (flipped <= high)

@@ -3,8 +3,9 @@
     Δ = (max - min) / (2^b - 1)        Z = round(-min / Δ)
     q = clip(round(x / Δ) + Z, 0, 2^b - 1)        x̂ = (q - Z) Δ
 
-The range always includes 0, so that Z is a code and 0 is exact. As printed, Eq. 2 divides ``x - min`` by Δ and then adds Z
-again, which shifts every code by Z and clips most of them. Codes are ONNX QuantizeLinear's: round half to even, saturate.
+The range always includes 0, so that Z is a code and 0 is exact. As printed, Eq. 2 divides ``x - min`` by Δ and then
+adds Z again, which shifts every code by Z and clips most of them. Codes are ONNX QuantizeLinear's: round half to even,
+saturate.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic.dataclasses import dataclass
+
+from onnxquant.quantizers.arrays import Array, namespace
 
 Float32 = Annotated[
     NDArray[np.float32],
@@ -29,9 +31,6 @@ Int32 = Annotated[
     PlainValidator(lambda values: np.asarray(values, np.int32)),
     PlainSerializer(lambda array: array.tolist()),
 ]
-
-Array = Any
-"""A numpy, torch or other array-API array."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -72,12 +71,14 @@ class UniformQuantizer:
             bits: 2 to 8.
             symmetric: int8 codes from -(2^(b-1) - 1) and zero-point 0, else uint8 codes and a zero-point (Eq. 1).
             axis: the channels' axis; None for one range.
-            scale_dtype: the type the scale is stored in; it is rounded to it here, so that codes are made with the stored value.
+            scale_dtype: the type the scale is stored in; it is rounded to it here, so that codes are made with the
+                stored value.
         """
         low, high = np.minimum(minimum, 0).astype(np.float64), np.maximum(maximum, 0).astype(np.float64)
         levels = 2**bits - 1
         step = np.maximum(-low, high) / (levels // 2) if symmetric else (high - low) / levels
-        # An all-zero or denormal channel would get scale 0, which no runtime accepts: the smallest normal number stands in.
+        # An all-zero or denormal channel would get scale 0, which no runtime accepts: the smallest normal number stands
+        # in.
         scale = np.maximum(step, np.finfo(scale_dtype).tiny).astype(scale_dtype).astype(np.float32)
         zero_point = np.zeros_like(scale) if symmetric else np.clip(np.rint(-low / scale), 0, levels)
         return cls(bits, symmetric, scale, zero_point.astype(np.int32), axis)
@@ -94,7 +95,7 @@ class UniformQuantizer:
 
     def along_axis(self, parameter: NDArray[Any], x: Array) -> Array:
         """`parameter` (a scale or zero-point) in x's array type, shaped to broadcast against x."""
-        xp = array_namespace(x)
+        xp = namespace(x)
         shape = [1] * x.ndim
         if self.axis is not None:
             shape[self.axis] = -1
@@ -106,13 +107,13 @@ class UniformQuantizer:
 
     def quantize(self, x: Array) -> Array:
         """float32 values of any shape -> codes as float32 whole numbers, shape kept."""
-        xp = array_namespace(x)
+        xp = namespace(x)
         low, high = self.code_range
         return xp.clip(xp.round(self.scaled(x)) + self.along_axis(self.zero_point.astype(np.float32), x), low, high)
 
     def dequantize(self, codes: Array) -> Array:
         """Codes (any real type) -> float32 values."""
-        xp = array_namespace(codes)
+        xp = namespace(codes)
         codes = xp.astype(codes, xp.float32)
         return (codes - self.along_axis(self.zero_point.astype(np.float32), codes)) * self.along_axis(self.scale, codes)
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnxquant.passes.insert_quantizers import InsertQuantizers
 
 from onnxquant.graph.model import Model
 from onnxquant.pass_manager import PassContext
-from onnxquant.passes.insert_quantizers import InsertQuantizers
 from onnxquant.plan import PlanEntry, QuantizationPlan
 from onnxquant.quantizers.log2 import Log2Quantizer
 from tests.graphs import parse, run
@@ -25,7 +25,7 @@ DENORMAL = np.full((3, 1), 1e-42, np.float32)
 
 
 def log2_model(quantizer, shape):
-    """x -> codes and values, through the nodes that `insert_quantizers` makes."""
+    """X -> codes and values, through the nodes that `insert_quantizers` makes."""
     dims = ", ".join(map(str, shape))
     proto = parse(f"g (float[{dims}] x) => (float[{dims}] y) {{ p = Identity (x) \n y = Identity (p) }}")
     model = Model(gs.import_onnx(proto))
@@ -44,15 +44,21 @@ def test_codes_of_onnx_runtime_are_numpys_but_for_float_rounding_at_a_boundary(x
     ours = quantizer.quantize(x)
     # Where in the scale each value falls, in float64: the codes may differ only where this is a tie within the float32
     # rounding of ln(x + ε) - offset (two units in the last place of the larger operand) divided by the step.
-    exact = (np.log(np.clip(x, *quantizer.clip_range).astype(np.float64) + quantizer.epsilon) - quantizer.offset) / quantizer.scale
+    exact = (
+        np.log(np.clip(x, *quantizer.clip_range).astype(np.float64) + quantizer.epsilon) - quantizer.offset
+    ) / quantizer.scale
     operand = np.maximum(np.abs(np.log(x.astype(np.float64) + quantizer.epsilon)), abs(quantizer.offset))
-    bound = 4 * np.spacing(operand.astype(np.float32)).astype(np.float64) / quantizer.scale + 2 * np.finfo(np.float32).eps * 2**bits
+    bound = (
+        4 * np.spacing(operand.astype(np.float32)).astype(np.float64) / quantizer.scale
+        + 2 * np.finfo(np.float32).eps * 2**bits
+    )
     bound += np.finfo(np.float32).eps * 2 / quantizer.scale  # rounding of x + ε itself
     difference = np.abs(codes.astype(np.int64) - ours.astype(np.int64))
     distance_from_tie = np.abs(np.abs(exact - np.floor(exact)) - 0.5)
-    if quantizer.maximum > quantizer.minimum:
-        assert difference.max() <= 1
-        assert (distance_from_tie[difference > 0] <= bound[difference > 0]).all()
+    assert difference.max() <= 1
+    assert (distance_from_tie[difference > 0] <= bound[difference > 0]).all()
+    low, high = quantizer.code_range
+    assert low <= codes.min() <= codes.max() <= high
     np.testing.assert_allclose(values, quantizer.dequantize(codes.astype(np.float32)), rtol=1e-6)
 
 
@@ -71,7 +77,7 @@ def test_zero_comes_back_as_epsilon_and_one_as_one():
 
 def test_codes_below_8_bits_stay_in_their_range():
     quantizer = Log2Quantizer.from_range(0.001, 0.9, bits=4, epsilon=1e-5)
-    codes, = run(log2_model(quantizer, (1000,)), x=np.linspace(0, 1, 1000, dtype=np.float32))[1:]
+    (codes,) = run(log2_model(quantizer, (1000,)), x=np.linspace(0, 1, 1000, dtype=np.float32))[1:]
     assert (codes.min(), codes.max()) == (-8, 7)
 
 

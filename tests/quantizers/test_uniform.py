@@ -50,7 +50,8 @@ def test_every_value_of_the_range_is_within_half_a_step(weight, bits, symmetric)
     quantizer = per_channel(weight, bits, symmetric)
     error = np.abs(quantizer.fake_quantize(weight).astype(np.float64) - weight)
     step = quantizer.along_axis(quantizer.scale, weight).astype(np.float64)
-    # Half a step, one more half where the zero-point's own rounding pushes an end of the range over, and float rounding.
+    # Half a step, one more half where the zero-point's own rounding pushes an end of the range over, and float
+    # rounding.
     assert (error <= step * (0.5 if symmetric else 1.0) * 1.001 + np.abs(weight) * 1e-6).all()
 
 
@@ -67,7 +68,9 @@ def test_zero_is_exact_and_codes_stay_in_range(weight, bits, symmetric):
         assert (quantizer.zero_point == 0).all()
 
 
-@pytest.mark.parametrize("weight", [np.zeros((2, 3)), np.full((2, 3), 1e-42), np.full((2, 3), -7.0), np.full((2, 3), 7.0)])
+@pytest.mark.parametrize(
+    "weight", [np.zeros((2, 3)), np.full((2, 3), 1e-42), np.full((2, 3), -7.0), np.full((2, 3), 7.0)]
+)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_all_zero_denormal_and_constant_channels_survive(weight, symmetric):
     weight = weight.astype(np.float32)

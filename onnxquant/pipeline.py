@@ -1,0 +1,220 @@
+"""The way of a model through onnxquant: load -> canonicalise -> analyse -> decide -> insert -> check."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxquant.calibration.collector import fitting_batch_size
+from onnxquant.calibration.dataset import Dataset, input_specs, open_dataset, split_held
+from onnxquant.errors import AccuracyError, OnnxquantError
+from onnxquant.graph.model import Model, Source, check, load, name_nodes
+from onnxquant.measure.compare import compare
+from onnxquant.measure.metrics import Agreement
+from onnxquant.pass_manager import AfterEach, Pass, PassContext, PassManager, PassRun
+from onnxquant.passes.calibrate import Calibrate
+from onnxquant.passes.classify_blocks import ClassifyBlocks
+from onnxquant.passes.fold_batch_norm import FoldBatchNorm
+from onnxquant.passes.fold_constants import FoldConstants
+from onnxquant.passes.insert_quantizers import InsertQuantizers
+from onnxquant.passes.unshare_initializers import UnshareInitializers
+from onnxquant.plan import QuantizationPlan
+from onnxquant.preprocessing import Preprocessing, classes_from_metadata
+from onnxquant.recipes import build_passes, load_recipe
+from onnxquant.targets import load_target
+
+if TYPE_CHECKING:
+    from onnxquant.plan import PlanEntry
+
+CANONICAL_PASSES: tuple[Pass, ...] = (FoldConstants(), UnshareInitializers(), FoldBatchNorm())
+
+DEFAULT_MIN_SQNR = 10.0
+"""dB. Below it the output shares little with the original's, whatever the model: the rewrite counts as failed."""
+
+WORST_NAMED = 3
+"""Tensors named when a rewrite fails its tolerance."""
+
+
+@dataclass
+class Report:
+    """What a rewrite found and did.
+
+    Attributes:
+        blocks: number of blocks by kind.
+        quantized: number of tensors by what was done to them.
+        bytes_before: size of the model as it was read.
+        bytes_after: size of the rewritten one.
+        agreement: the rewritten model's output against the original's, both in optimised ONNX Runtime, by output name;
+            None where there was no data to run.
+        held_samples: samples the agreement was measured on.
+        held_back: whether those samples took no part in calibration.
+        runs: the passes, with seconds and notes.
+        seconds: the whole rewrite.
+    """
+
+    blocks: dict[str, int] = field(default_factory=dict)
+    quantized: dict[str, int] = field(default_factory=dict)
+    bytes_before: int = 0
+    bytes_after: int = 0
+    agreement: dict[str, Agreement] | None = None
+    held_samples: int = 0
+    held_back: bool = True
+    runs: list[PassRun] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The worst output's SQNR; None where it was not measured."""
+        return min((output.sqnr_db for output in self.agreement.values()), default=None) if self.agreement else None
+
+
+@dataclass
+class RewriteResult:
+    """A rewritten model, the plan it was made from, and the report."""
+
+    model: onnx.ModelProto
+    plan: QuantizationPlan
+    report: Report
+
+
+def rewrite(
+    model: Source,
+    *,
+    recipe: str = "efficientquant",
+    calibration: Any = None,
+    target: str = "onnxruntime",
+    overrides: Sequence[str] = (),
+    plan: QuantizationPlan | None = None,
+    samples: int = 32,
+    batch_size: int = 32,
+    min_sqnr: float = DEFAULT_MIN_SQNR,
+    after_each: Sequence[AfterEach] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> RewriteResult:
+    """Quantize a model.
+
+    Args:
+        model: path, ModelProto or graphsurgeon graph; never changed.
+        recipe: name of a recipe, or path of a recipe's TOML file.
+        calibration: what to calibrate and check on: path of an image folder, zip, .npz, .npy, polygraphy JSON or
+            load_data() script, an array, a dict of arrays, an iterable of feed dicts or a `Dataset`. None: ranges that
+            hold for any input, and no measured agreement.
+        target: name of the runtime the result is for.
+        overrides: options of passes, ``pass.option=value`` each.
+        plan: use this instead of deciding; `recipe` and `overrides` then play no part.
+        samples: the most samples to calibrate on. As many again at most are held back to measure the agreement.
+        batch_size: the most samples to run at once. The result doesn't depend on it.
+        min_sqnr: dB; the least agreement with the original that counts as success.
+        after_each: each called with (position, pass, graph) after every pass.
+        progress: called with (samples done, samples in all) during calibration.
+
+    Raises:
+        OnnxquantError: bad input, of whichever kind; the message says what and what to do.
+        AccuracyError: the output agrees with the original's less than `min_sqnr`; the message names the worst tensors.
+    """
+    start = time.perf_counter()
+    source = load(model)
+    original = source.to_proto()
+    dataset = open_calibration(source, calibration)
+    calibrating, held = split_held(dataset, samples) if dataset is not None else (None, None)
+    runtime = load_target(target)
+    context = PassContext(source, runtime, calibration=calibrating, batch_size=batch_size, progress=progress)
+
+    steps: list[Pass] = list(CANONICAL_PASSES)
+    provided: frozenset[str] = frozenset()
+    if plan is None:
+        context.plan.recipe, context.plan.target = recipe, runtime.name
+        steps += build_passes(load_recipe(recipe), list(overrides))
+    else:
+        context.plan, provided = plan, frozenset({"plan"})
+    manager = PassManager([*steps, InsertQuantizers()], provided, after_each)
+
+    report = Report(bytes_before=source.bytes)
+    report.runs = manager.run(context)
+    if not context.plan.entries:
+        said = "; ".join(note for run in report.runs for note in run.result.notes if run.name.startswith("quantize_"))
+        raise OnnxquantError(f"{source.name}: nothing to quantize ({said or 'the plan is empty'})")
+    rewritten = check(source.to_proto(), source.name)
+    report.blocks = context.blocks.count() if context.blocks else {}
+    report.quantized = dict(Counter(_label(entry) for entry in context.plan.entries))
+    report.bytes_after = rewritten.ByteSize()
+    if dataset is not None and held is not None:
+        report.held_back = len(held) > 0
+        judged = held if report.held_back else dataset
+        _judge(report, original, rewritten, judged, batch_size, min_sqnr, source.name)
+    report.seconds = time.perf_counter() - start
+    return RewriteResult(rewritten, context.plan, report)
+
+
+def canonicalise(model: Model) -> list[PassRun]:
+    """Bring the graph into the form that analyses rely on; it computes the same as before."""
+    return PassManager(CANONICAL_PASSES).run(PassContext(model))
+
+
+def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.Graph:
+    """Run one pass on a graphsurgeon graph, with the analyses it needs before it and insertion after it."""
+    name_nodes(graph)
+    graph.toposort(mode="nodes")  # sorting functions as well never ends in graphsurgeon 0.6.1 where there are subgraphs
+    model = Model(graph, name=graph.name or "graph")
+    dataset = open_calibration(model, calibration)
+    steps: list[Pass] = [*CANONICAL_PASSES, ClassifyBlocks(), Calibrate(), step]
+    if "plan" in step.provides:
+        steps.append(InsertQuantizers())
+    PassManager(steps).run(PassContext(model, load_target(target), calibration=dataset))
+    return graph
+
+
+def open_calibration(model: Model, source: Any) -> Dataset | None:
+    """The samples to calibrate on, read as the model's metadata says; None for None."""
+    if source is None:
+        return None
+    preprocessing = Preprocessing.from_metadata(model.metadata, model.name)
+    classes = classes_from_metadata(model.metadata, model.name)
+    return open_dataset(source, input_specs(model.graph), preprocessing, classes=classes)
+
+
+def _label(entry: PlanEntry) -> str:
+    return f"{entry.role}, {entry.quantizer.kind} {entry.quantizer.bits} bit"
+
+
+def _judge(
+    report: Report,
+    original: onnx.ModelProto,
+    rewritten: onnx.ModelProto,
+    data: Dataset,
+    batch_size: int,
+    min_sqnr: float,
+    name: str,
+) -> None:
+    """Compare the outputs; what the optimised runtime computes is what counts."""
+    fitting = min(batch_size, fitting_batch_size(original, data[0].feeds))
+    report.agreement = compare(original, rewritten, data, batch_size=fitting, per_layer=False).outputs
+    report.held_samples = len(data)
+    sqnr = report.sqnr_db
+    if sqnr is None or sqnr >= min_sqnr:
+        return
+    layers = compare(original, rewritten, data, batch_size=fitting, per_layer=True).layers
+    worst = ", ".join(f"{layer.tensor} ({layer.sqnr_db:.1f} dB)" for layer in layers[:WORST_NAMED])
+    raise AccuracyError(
+        f"{name}: the rewritten model's output agrees with the original's to {sqnr:.1f} dB, less than the "
+        f"{min_sqnr:g} dB asked for (--min-sqnr); worst tensors: {worst}; exclude their layers or use more bits"
+    )
+
+
+def save_plan(plan: QuantizationPlan, path: Path) -> None:
+    """Write a plan as JSON.
+
+    Raises:
+        OnnxquantError: `path` can't be written.
+    """
+    try:
+        path.write_text(plan.to_json(), "utf-8")
+    except OSError as error:
+        raise OnnxquantError(f"--plan-out {path}: can't be written ({error.strerror})") from None

@@ -1,0 +1,107 @@
+"""Decide on uniform quantizers for the weights of Conv and ConvTranspose (EfficientQuant, section 2.2).
+
+Algorithm 1 of the paper goes by operator first: every convolution counts as CNN, those inside a transformer block too
+(the 1x1 "linears" of MobileViTv2). Activations stay in float. Granularity, which the paper leaves open, is the output
+channel by default.
+
+Rounding keeps each kernel's sum (`onnxquant.quantizers.rounding`); with calibration data the sum is weighted by the
+mean of each input channel, which is the error that every pixel shares.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from pydantic import Field
+
+from onnxquant.calibration.observers import ChannelMean
+from onnxquant.errors import OnnxquantError
+from onnxquant.graph.convolution import CONVOLUTIONS, output_channel_axis
+from onnxquant.pass_manager import Observation, Pass, PassContext, PassResult
+from onnxquant.plan import PlanEntry, Rounding
+from onnxquant.quantizers.uniform import UniformQuantizer
+
+
+class QuantizeConvWeights(Pass):
+    """Quantize the constant weights of every Conv and ConvTranspose.
+
+    Attributes:
+        bits: 2 to 8; codes below 8 bits are stored in 8-bit types.
+        granularity: one scale an output channel, or one for the whole tensor.
+        scheme: asymmetric (uint8 and a zero-point, as in the paper), symmetric (int8, zero-point 0), or what the target
+            takes.
+        rounding: sum_preserving or nearest.
+        exclude: regular expressions on node names and module scopes; matching layers stay in float.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    scheme: Literal["auto", "asymmetric", "symmetric"] = "auto"
+    rounding: Literal["sum_preserving", "nearest"] = "sum_preserving"
+    exclude: tuple[re.Pattern[str], ...] = ()
+
+    requires: ClassVar[frozenset[str]] = frozenset({"blocks"})
+    provides: ClassVar[frozenset[str]] = frozenset({"plan"})
+
+    def observes(self, graph: gs.Graph, context: PassContext) -> Iterable[Observation]:
+        if self.rounding == "sum_preserving":
+            yield from ((node.inputs[0].name, ChannelMean) for node in self._layers(graph, context))
+
+    def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
+        symmetric = self.scheme == "symmetric" or (self.scheme == "auto" and not context.target.unsigned)
+        if not symmetric and not (context.target.unsigned and context.target.zero_point):
+            raise OnnxquantError(
+                f"quantize_conv_weights: scheme=asymmetric needs uint8 and zero-points, which target "
+                f"{context.target.name} refuses; use scheme=symmetric or auto"
+            )
+        layers = list(self._layers(graph, context))
+        for node in layers:
+            context.plan.add(self._decide(node, symmetric, context))
+        skipped = sum(node.op in CONVOLUTIONS for node in graph.nodes) - len(layers)
+        notes = [
+            f"{len(layers)} weights to {self.bits} bits" if layers else "no convolution with a constant float weight"
+        ]
+        if skipped:
+            notes.append(f"{skipped} convolutions left in float (weight not a float constant, or excluded)")
+        return PassResult(False, tuple(notes))
+
+    def _layers(self, graph: gs.Graph, context: PassContext) -> Iterable[gs.Node]:
+        for node in graph.nodes:
+            if node.op not in CONVOLUTIONS or not isinstance(node.inputs[1], gs.Constant):
+                continue
+            labels = (node.name, context.model.scope(node))
+            excluded = any(pattern.search(label) for pattern in self.exclude for label in labels)
+            if not excluded and np.issubdtype(node.inputs[1].dtype, np.floating):
+                yield node
+
+    def _decide(self, node: gs.Node, symmetric: bool, context: PassContext) -> PlanEntry:
+        weight = node.inputs[1]
+        if not np.isfinite(weight.values).all():
+            raise OnnxquantError(
+                f"{context.model.name}: the weight of node {node.name} has NaN or infinite values; export it again"
+            )
+        axis = output_channel_axis(node) if self.granularity == "per_channel" else None
+        others = tuple(i for i in range(weight.values.ndim) if i != axis) if axis is not None else None
+        quantizer = UniformQuantizer.from_range(
+            weight.values.min(axis=others),
+            weight.values.max(axis=others),
+            bits=self.bits,
+            symmetric=symmetric,
+            axis=axis,
+            scale_dtype=weight.dtype,
+        )
+        observed = context.observed(node.inputs[0].name, ChannelMean)
+        mean = observed.mean.tolist() if observed and self.rounding == "sum_preserving" else None
+        block = context.blocks.of(node) if context.blocks else None
+        return PlanEntry(
+            tensor=weight.name,
+            role="weight",
+            quantizer=quantizer,
+            rounding=Rounding(mode=self.rounding, channel_mean=mean),
+            node=node.name,
+            why=f"{node.op} in {block.kind if block else 'unclassified'} block: uniform weights (EfficientQuant 2.2)",
+        )

@@ -1,0 +1,60 @@
+"""What is made for TensorRT is accepted by TensorRT: the real parser and the ahead-of-time builder of TensorRT-RTX."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxquant import rewrite
+from tests.graphs import attention, images
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheels for this platform")
+
+DEMO = Path(__file__).parents[1] / "models" / "demo"
+
+
+def build(proto: onnx.ModelProto, shape: tuple[int, ...]) -> bytes:
+    """The plan for a GPU of compute capability 8.6; the parser's errors fail the test."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(proto.SerializeToString()), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(network.get_input(0).name, (1, *shape), (4, *shape), (8, *shape))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None, "the builder refused the network"
+    return bytes(plan)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "portable"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_rewritten_hybrid_parses_and_builds(target, bits):
+    options = [f"quantize_conv_weights.bits={bits}", f"quantize_softmax_log2.bits={bits}"]
+    result = rewrite(attention(), calibration=images(32), target=target, overrides=options, min_sqnr=0)
+    assert build(result.model, (3, 8, 8))
+
+
+def test_the_rewritten_demo_parses_and_builds():
+    result = rewrite(DEMO / "mobilevit_xxs_digits.onnx", calibration=DEMO / "digits_train.npz", target="tensorrt")
+    assert build(result.model, (3, 64, 64))
+
+
+def test_the_asymmetric_form_for_onnx_runtime_is_what_the_parser_refuses():
+    result = rewrite(attention(), calibration=images(32), target="onnxruntime")
+    with pytest.raises(AssertionError, match=r"UINT8|zero point"):
+        build(result.model, (3, 8, 8))
+
+
+def test_all_zero_channels_build_too():
+    proto = attention()
+    weight = onnx.numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    weight[0] = 0
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, proto.graph.initializer[0].name))
+    assert np.all(weight[0] == 0)
+    assert build(rewrite(proto, target="tensorrt").model, (3, 8, 8))
