@@ -1,0 +1,5 @@
+"""`python -m onnxquant`."""
+
+from onnxquant.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""The command line: one file a verb. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from onnxquant.cli.blocks import blocks_command
+from onnxquant.cli.compare import compare_command
+from onnxquant.cli.evaluate import evaluate_command
+from onnxquant.cli.export import export_command
+from onnxquant.cli.listing import passes_command, recipes_command, targets_command
+from onnxquant.cli.rewrite import rewrite_command
+from onnxquant.errors import OnnxquantError
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 2 bad input or option, nothing written; "
+    "3 the rewritten model missed its tolerance, nothing written; 1 a bug."
+)
+
+app = typer.Typer(
+    help="Quantize CNN-Transformer hybrids: an ONNX file in, an ONNX file out that ONNX Runtime and TensorRT run.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("rewrite")(rewrite_command)
+app.command("blocks")(blocks_command)
+app.command("compare")(compare_command)
+app.command("evaluate")(evaluate_command)
+app.command("export")(export_command)
+app.command("passes")(passes_command)
+app.command("recipes")(recipes_command)
+app.command("targets")(targets_command)
+
+
+def main() -> None:
+    """Entry point: errors that a user can meet are one line and an exit code."""
+    try:
+        app()
+    except OnnxquantError as error:
+        print(f"onnxquant: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)  # `onnxquant ... | head` closed the pipe

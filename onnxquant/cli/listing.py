@@ -1,0 +1,44 @@
+"""`onnxquant passes`, `recipes` and `targets`: what there is to choose from."""
+
+from __future__ import annotations
+
+
+def passes_command() -> None:
+    """List the passes, with their options and what each does."""
+    from rich.console import Console
+
+    from onnxquant.recipes import find_pass, pass_names
+
+    console = Console(highlight=False)
+    for name in pass_names():
+        step = find_pass(name)
+        console.print(f"[bold]{name}[/bold]")
+        for line in (step.__doc__ or "").strip().splitlines():
+            console.print(f"  {line.strip()}", markup=False)
+        for option, field in step.model_fields.items():
+            console.print(f"    {option} = {field.get_default()!r}", markup=False)
+        console.print()
+
+
+def recipes_command() -> None:
+    """List the recipes, with the passes each runs."""
+    from rich.console import Console
+
+    from onnxquant.recipes import load_recipe, recipe_names
+
+    console = Console(highlight=False)
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        console.print(f"[bold]{name}[/bold]: {recipe.description}")
+        console.print("  " + ", ".join(table["name"] for table in recipe.passes), markup=False)
+
+
+def targets_command() -> None:
+    """List the targets."""
+    from rich.console import Console
+
+    from onnxquant.targets import load_target, target_names
+
+    console = Console(highlight=False)
+    for name in target_names():
+        console.print(f"[bold]{name}[/bold]: {load_target(name).description}")

@@ -1,0 +1,122 @@
+"""What several verbs share: options, opening data for a model, progress, and printing that is safe for any name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxquant.calibration.dataset import Dataset
+    from onnxquant.graph.model import Model
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)]
+Data = Annotated[
+    str,
+    typer.Option(help="Image folder or zip, .npz, .npy, polygraphy JSON or load_data() script.", show_default=False),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples run at once, where the model's batch axis is dynamic.")]
+PerClass = Annotated[
+    str | None,
+    typer.Option(metavar="START:STOP", help="Use these positions of every class only, in file order; e.g. 4500:"),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(metavar="imagenet|unit|JSON", help="How images become the input, where the model itself doesn't say."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use so many samples, spread evenly over the data.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+
+
+def open_data(
+    source: str,
+    model: Path | Model,
+    per_class: str | None = None,
+    preprocess: str | None = None,
+    limit: int | None = None,
+    option: str = "--data",
+) -> Dataset:
+    """The samples that the user named, for the inputs of `model` and preprocessed as it says, or the user does.
+
+    Args:
+        source: value of `option`.
+        model: its path, or itself.
+        per_class: value of ``--per-class``.
+        preprocess: value of ``--preprocess``; goes before the model's metadata.
+        limit: value of ``--limit``.
+        option: what messages call the option.
+
+    Raises:
+        OnnxquantError: any of them is bad.
+    """
+    from onnxquant.calibration.dataset import input_specs, open_dataset, parse_slice
+    from onnxquant.errors import OnnxquantError
+    from onnxquant.graph.model import read_proto
+    from onnxquant.preprocessing import Preprocessing, classes_from_metadata, parse_preprocessing
+
+    if isinstance(model, Path):
+        proto = read_proto(model)
+        specs, name = input_specs(proto), str(model)
+        metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    else:
+        specs, name, metadata = input_specs(model.graph), model.name, model.metadata
+    if preprocess is None:
+        preprocessing = Preprocessing.from_metadata(metadata, name)
+    else:
+        preprocessing = parse_preprocessing(preprocess, specs)
+    chosen = None if per_class is None else parse_slice(per_class)
+    classes = classes_from_metadata(metadata, name)
+    try:
+        return open_dataset(source, specs, preprocessing, chosen, classes, limit)
+    except OnnxquantError as error:
+        raise OnnxquantError(f"{option} {error}") from error.__cause__
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, drawn on terminals only; give what is yielded (done, total)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def open_console() -> Console:
+    """A console on stdout; what goes into a file or pipe is never cut to a terminal's width."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 10_000
+    return console
+
+
+def shown(name: str) -> str:
+    """A name from a file, safe to print with rich: no markup, no control characters."""
+    from rich.markup import escape
+
+    return escape(name if name.isprintable() else ascii(name))
+
+
+def print_json(document: Any) -> None:
+    """Print a document as JSON on stdout; JSON has no infinity, so that becomes the text "inf" or "-inf"."""
+    import json
+
+    typer.echo(json.dumps(_finite(document), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,141 @@
+"""`onnxquant rewrite` as users meet it: a process, its output, its files."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from tests.graphs import attention, images
+
+DEMO = Path(__file__).parents[2] / "models" / "demo"
+
+
+def onnxquant(*arguments, cwd=None):
+    command = [sys.executable, "-m", "onnxquant", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model and its calibration data."""
+    onnx.save(attention(), tmp_path / "model.onnx")
+    np.savez(tmp_path / "calib.npz", image=images(32))
+    return tmp_path
+
+
+def test_the_plain_command_writes_a_quantized_file_beside_the_input(folder):
+    before = (folder / "model.onnx").read_bytes()
+    done = onnxquant("rewrite", "model.onnx", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    operators = {node.op_type for node in onnx.load(folder / "model.q.onnx").graph.node}
+    assert {"DequantizeLinear", "Log2QuantizeLinear", "Log2DequantizeLinear"} <= operators
+    assert (folder / "model.onnx").read_bytes() == before
+    assert "agreement not measured: no data" in done.stdout
+
+
+def test_the_summary_says_what_was_found_and_what_it_cost(folder):
+    done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "-o", "q.onnx", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "1 attention", "2 x weight, uniform 8 bit", "1 x activation, log2 8 bit", "bytes", "SQNR", "cosine",
+        "top-1 agreement", "held-back samples", "classify_blocks", "ms", "q.onnx",
+    ):  # fmt: skip
+        assert expected in done.stdout, expected
+
+
+def test_json_is_all_there_is_on_stdout(folder):
+    done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "--json", cwd=folder)
+    document = json.loads(done.stdout)
+    assert document["quantized"] == {"weight, uniform 8 bit": 2, "activation, log2 8 bit": 1}
+    assert document["agreement"]["probabilities"]["sqnr_db"] > 30
+    assert document["held_back"] is True
+    assert document["samples"] == 8
+    assert document["bytes_after"] == (folder / "model.q.onnx").stat().st_size
+
+
+def test_the_same_command_gives_the_same_bytes(folder):
+    def digest(name, *more):
+        assert onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "-o", name, *more, cwd=folder).returncode == 0
+        return hashlib.sha256((folder / name).read_bytes()).digest()
+
+    assert digest("a.onnx") == digest("b.onnx")
+    assert digest("a.onnx") == digest("c.onnx", "--batch-size", "1")
+
+
+def test_a_plan_can_be_kept_and_used_again(folder):
+    onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "-o", "a.onnx", "--plan-out", "plan.json", cwd=folder)
+    done = onnxquant("rewrite", "model.onnx", "--plan", "plan.json", "-o", "b.onnx", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
+
+
+def test_every_pass_can_be_verified_and_dumped(folder):
+    done = onnxquant(
+        "rewrite", "model.onnx", "--calib", "calib.npz", "--verify-each", "--dump-dir", "dumps", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verify insert_quantizers: checker passed" in done.stderr
+    dumps = sorted(path.name for path in (folder / "dumps").iterdir())
+    assert dumps[0] == "00_fold_constants.onnx"
+    assert dumps[-1].endswith("_insert_quantizers.onnx")
+    for name in dumps:
+        ort.InferenceSession(folder / "dumps" / name, providers=["CPUExecutionProvider"])
+
+
+def test_a_result_below_the_tolerance_is_not_written_and_names_the_worst_tensors(folder):
+    done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "--min-sqnr", "200", cwd=folder)
+    assert done.returncode == 3
+    assert "less than the 200 dB asked for (--min-sqnr); worst tensors: " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (folder / "model.q.onnx").exists()
+
+
+def test_the_input_is_written_over_only_when_asked(folder):
+    before = (folder / "model.onnx").read_bytes()
+    refused = onnxquant("rewrite", "model.onnx", "-o", "model.onnx", cwd=folder)
+    assert refused.returncode == 2
+    assert "is the input itself; give another path with -o, or --overwrite" in refused.stderr
+    assert (folder / "model.onnx").read_bytes() == before
+    assert onnxquant("rewrite", "model.onnx", "-o", "model.onnx", "--overwrite", cwd=folder).returncode == 0
+    assert (folder / "model.onnx").read_bytes() != before
+
+
+def test_targets_without_zero_points_get_symmetric_weights(folder):
+    onnxquant("rewrite", "model.onnx", "--target", "tensorrt", cwd=folder)
+    codes = [
+        tensor for tensor in onnx.load(folder / "model.q.onnx").graph.initializer if tensor.name.endswith("_quantized")
+    ]
+    assert {tensor.data_type for tensor in codes} == {onnx.TensorProto.INT8}
+
+
+def test_the_demo_keeps_its_accuracy(tmp_path):
+    model, held = DEMO / "mobilevit_xxs_digits.onnx", DEMO / "digits.npz"
+    done = onnxquant("rewrite", model, "--calib", DEMO / "digits_train.npz", "-o", tmp_path / "q.onnx", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["blocks"]["attention"] == 9
+    assert report["quantized"] == {"weight, uniform 8 bit": 35, "activation, log2 8 bit": 9}
+
+    def top1(path):
+        return json.loads(onnxquant("evaluate", path, "--data", held, "--json").stdout)["top1"]
+
+    original = top1(model)
+    assert original >= 0.97
+    assert abs(top1(tmp_path / "q.onnx") - original) <= 0.003
+
+
+def test_help_is_quick_and_lists_the_verbs():
+    script = "import time; s = time.perf_counter(); import onnxquant.cli, sys; print(sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    for heavy in ("numpy", "onnx", "onnxruntime", "pydantic", "torch", "PIL"):
+        assert f"'{heavy}'" not in modules, f"{heavy} is imported before a verb needs it"
+    text = onnxquant("--help").stdout
+    for verb in ("rewrite", "blocks", "compare", "evaluate", "export", "passes", "recipes"):
+        assert verb in text
+    assert "Exit codes" in text
