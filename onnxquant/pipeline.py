@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnxquant.calibration.collector import fitting_batch_size
 from onnxquant.calibration.dataset import Dataset, input_specs, open_dataset, split_held
 from onnxquant.errors import AccuracyError, OnnxquantError
-from onnxquant.graph.model import Model, Source, check, load, name_nodes
+from onnxquant.graph.model import MINIMUM_OPSET, Model, Source, check, infer_types, load, name_nodes
 from onnxquant.measure.compare import compare
 from onnxquant.measure.metrics import Agreement
 from onnxquant.pass_manager import AfterEach, Pass, PassContext, PassManager, PassRun
@@ -101,7 +101,7 @@ def rewrite(
     """Quantize a model.
 
     Args:
-        model: path, ModelProto or graphsurgeon graph; never changed.
+        model: path, ModelProto or graphsurgeon graph, never changed; or a `Model`, which is worked on in place.
         recipe: name of a recipe, or path of a recipe's TOML file.
         calibration: what to calibrate and check on: path of an image folder, zip, .npz, .npy, polygraphy JSON or
             load_data() script, an array, a dict of arrays, an iterable of feed dicts or a `Dataset`. None: ranges that
@@ -136,7 +136,7 @@ def rewrite(
         context.plan, provided = plan, frozenset({"plan"})
     manager = PassManager([*steps, InsertQuantizers()], provided, after_each)
 
-    report = Report(bytes_before=source.bytes)
+    report = Report(bytes_before=source.size_bytes)
     report.runs = manager.run(context)
     if not context.plan.entries:
         said = "; ".join(note for run in report.runs for note in run.result.notes if run.name.startswith("quantize_"))
@@ -160,8 +160,14 @@ def canonicalise(model: Model) -> list[PassRun]:
 
 def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.Graph:
     """Run one pass on a graphsurgeon graph, with the analyses it needs before it and insertion after it."""
+    if graph.opset < MINIMUM_OPSET:
+        raise OnnxquantError(
+            f"graph {graph.name}: opset {graph.opset} has no per-channel DequantizeLinear; "
+            "read the model with onnxquant.load"
+        )
     name_nodes(graph)
     graph.toposort(mode="nodes")  # sorting functions as well never ends in graphsurgeon 0.6.1 where there are subgraphs
+    infer_types(graph)
     model = Model(graph, name=graph.name or "graph")
     dataset = open_calibration(model, calibration)
     steps: list[Pass] = [*CANONICAL_PASSES, ClassifyBlocks(), Calibrate(), step]
@@ -181,7 +187,8 @@ def open_calibration(model: Model, source: Any) -> Dataset | None:
 
 
 def _label(entry: PlanEntry) -> str:
-    return f"{entry.role}, {entry.quantizer.kind} {entry.quantizer.bits} bit"
+    emulated = " (emulated: stored in 8)" if entry.quantizer.bits < 8 else ""
+    return f"{entry.role}, {entry.quantizer.kind} {entry.quantizer.bits} bit{emulated}"
 
 
 def _judge(

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnxquant.calibration.dataset import Dataset, batches, input_specs
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import Model, check, quiet_session_options
 from onnxquant.measure.metrics import sqnr_db
@@ -25,12 +26,13 @@ class VerifyEach:
 
     Args:
         model: the model the passes work on.
-        feeds: one batch to run.
+        dataset: its first sample is run.
         report: called with one line a pass.
     """
 
-    def __init__(self, model: Model, feeds: dict[str, NDArray[np.generic]], report: Callable[[str], None]) -> None:
-        self._model, self._feeds, self._report = model, feeds, report
+    def __init__(self, model: Model, dataset: Dataset, report: Callable[[str], None]) -> None:
+        self._model, self._report = model, report
+        self._feeds = next(batches(dataset, 1, input_specs(model.graph))).feeds
         self._before = self._outputs("load")
 
     def __call__(self, position: int, step: Pass, graph: gs.Graph) -> None:

@@ -3,15 +3,18 @@
 EfficientQuant's Algorithm 1 walks a module tree and looks at a layer's type, then at its name. An ONNX file may have no
 names to speak of, so here a block's kind follows from the operators and how they are connected; names only label it.
 
-    1. structure    attention, bridges, head, MLPs, norms are found as `onnxquant.graph.attention`, `.bridges` and
-    `.parts` say 2. precedence   a node that two of them claim goes to the first of: bridge, attention, head, mlp, norm
-    3. op type      every other Conv begins a block of kind conv; every other linear layer one of kind other 4.
-    followers    arithmetic, activation functions, BatchNormalization and shape operators join the block whose value
-    they take (the latest, where they take several): so a residual Add belongs to the branch it closes. Norms and the
-    head take none but a residual Add after a norm 5. feeders      a pool, shape operator or arithmetic that feeds one
-    block only joins it (squeeze-excite's pool, Swin's windows) 6. the rest     nodes that are connected form a block of
-    kind other: token mixers without weights, a Softmax that isn't attention, Attention operators 7. constants    shape
-    arithmetic joins the block that uses it first
+    1. structure     attention, bridges, head, MLPs and norms, as `onnxquant.graph.attention`, `.bridges` and
+                     `.parts` find them
+    2. precedence    a node that two of them claim goes to the first of: bridge, attention, head, mlp, norm
+    3. op type       every other Conv begins a block of kind conv, every other linear layer one of kind other
+    4. followers     arithmetic, activation functions, BatchNormalization and shape operators join the block whose
+                     value they take (the latest of several): so a residual Add belongs to the branch it closes.
+                     Norms and the head take none, but for a residual Add after a norm
+    5. feeders       a pool, shape operator or arithmetic that feeds one block only joins it, unless that is a norm
+                     or a bridge: squeeze-excite's pool, Swin's windows
+    6. the rest      nodes that are connected form a block of kind other: token mixers without weights, a Softmax
+                     that isn't attention, Attention operators
+    7. constants     shape arithmetic joins the block that uses it first
 
 A rule of the recipe takes every node it matches out of its block, and gives it the rule's kind. A recognised structure
 that loses nodes this way stays what it was; an attention that loses its Softmax has none.

@@ -23,7 +23,7 @@ def test_an_edited_plan_is_what_is_applied(tmp_path):
     document["entries"][0]["quantizer"]["bits"] = 4
     (tmp_path / "plan.json").write_text(json.dumps(document))
     result = rewrite(attention(), plan=QuantizationPlan.from_json(tmp_path / "plan.json"))
-    assert result.report.quantized == {"activation, log2 4 bit": 1}
+    assert result.report.quantized == {"activation, log2 4 bit (emulated: stored in 8)": 1}
 
 
 def test_a_plan_says_why():

@@ -25,11 +25,11 @@ def test_a_recipe_of_ones_own_is_a_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(
         '[[pass]]\nname = "classify_blocks"\n[[pass]]\nname = "quantize_conv_weights"\nbits = 6\n'
-        '[[rule]]\nkind = "other"\nname = "probs|Softmax"\n'
+        '[[rule]]\nkind = "bridge"\nop_type = "Conv"\nname = "^Conv_0$"\n'
     )
     result = rewrite(attention(), recipe=str(path), min_sqnr=0)
-    assert result.report.quantized == {"weight, uniform 6 bit": 2}
-    assert result.report.blocks.get("attention", 0) == 0 or "other" in result.report.blocks
+    assert result.report.quantized == {"weight, uniform 6 bit (emulated: stored in 8)": 2}
+    assert result.report.blocks["bridge"] == 1
 
 
 def test_an_option_can_be_overridden():

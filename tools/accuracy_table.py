@@ -58,7 +58,7 @@ def insert_printed_log2(graph: gs.Graph, tensor: gs.Variable, quantizer: Log2Qua
         ]
     ):  # fmt: skip
         name = f"{tensor.name}_printed_{position}"
-        inputs = [gs.Constant(f"{name}_{i}", np.float32(constant)) for i, constant in enumerate(constants)]
+        inputs = [gs.Constant(f"{name}_{i}", np.array(constant, np.float32)) for i, constant in enumerate(constants)]
         result = gs.Variable(name, np.float32)
         graph.nodes.append(gs.Node(op, name, {}, [value, *inputs], [result]))
         value = result

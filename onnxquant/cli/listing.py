@@ -5,28 +5,28 @@ from __future__ import annotations
 
 def passes_command() -> None:
     """List the passes, with their options and what each does."""
-    from rich.console import Console
+    import inspect
+    from textwrap import indent
 
+    from onnxquant.cli.options import open_console
     from onnxquant.recipes import find_pass, pass_names
 
-    console = Console(highlight=False)
+    console = open_console()
     for name in pass_names():
         step = find_pass(name)
         console.print(f"[bold]{name}[/bold]")
-        for line in (step.__doc__ or "").strip().splitlines():
-            console.print(f"  {line.strip()}", markup=False)
+        console.print(indent(inspect.getdoc(step) or "", "  "), markup=False)
         for option, field in step.model_fields.items():
-            console.print(f"    {option} = {field.get_default()!r}", markup=False)
+            console.print(f"    --set {name}.{option}={field.get_default()}", markup=False)
         console.print()
 
 
 def recipes_command() -> None:
     """List the recipes, with the passes each runs."""
-    from rich.console import Console
-
+    from onnxquant.cli.options import open_console
     from onnxquant.recipes import load_recipe, recipe_names
 
-    console = Console(highlight=False)
+    console = open_console()
     for name in recipe_names():
         recipe = load_recipe(name)
         console.print(f"[bold]{name}[/bold]: {recipe.description}")
@@ -35,10 +35,9 @@ def recipes_command() -> None:
 
 def targets_command() -> None:
     """List the targets."""
-    from rich.console import Console
-
+    from onnxquant.cli.options import open_console
     from onnxquant.targets import load_target, target_names
 
-    console = Console(highlight=False)
+    console = open_console()
     for name in target_names():
         console.print(f"[bold]{name}[/bold]: {load_target(name).description}")

@@ -70,7 +70,7 @@ def rewrite_command(
 
         if dataset is None:
             raise OnnxquantError("--verify-each: needs data to run; give some with --calib")
-        hooks.append(VerifyEach(loaded, dataset[0].feeds, lambda line: typer.echo(line, err=True)))
+        hooks.append(VerifyEach(loaded, dataset, lambda line: typer.echo(line, err=True)))
     with progress_bar("calibrating") as progress:
         result = rewrite(
             loaded,

@@ -4,9 +4,9 @@
     factor    Q · (Softmax(K)·V)      CoaT: no product before the Softmax, one after it
     linear    Σ Softmax(Q) ⊙ K, ⊙ V   MobileViTv2: Softmax over tokens, times the keys, summed
 
-Between the products lie only shape operators, arithmetic (scale, mask, relative position bias) and at most one Conv a
-side (talking heads). So an opset converter may wrap the Softmax in Flatten and Reshape, or in Transposes, and nothing
-changes.
+Between the products lie only shape operators, arithmetic (scale, mask, relative position bias) and at most one linear
+layer a side (talking heads). So an opset converter may wrap the Softmax in Flatten and Reshape, or in Transposes, and
+nothing changes.
 
 The second and third form need more than their shape: a select-kernel block also is Softmax, Mul, ReduceSum, and a
 global-context block Softmax, MatMul. There the weights come from other features than the values; in attention both are

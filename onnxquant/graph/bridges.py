@@ -36,7 +36,8 @@ class Bridge:
 def find_bridges(topology: Topology, attentions: list[Attention], mlps: list[Mlp]) -> list[Bridge]:
     """All bridges of a graph: one for each stage that holds attention and that a convolution begins."""
     projections = set(chain.from_iterable(attention.outputs for attention in attentions))
-    transformers = set(chain.from_iterable(block.nodes for block in (*attentions, *mlps)))
+    transformers = {node for attention in attentions for node in attention.nodes}
+    transformers |= {node for mlp in mlps for node in mlp.nodes}
     found: dict[int, Bridge] = {}
     for attention in attentions:
         entry, tokens = _entry(topology, attention.softmax, projections)

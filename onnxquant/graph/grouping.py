@@ -77,7 +77,7 @@ def group_nodes(topology: Topology, outputs: list[gs.Tensor]) -> Assignment:
     _claim_structures(topology, assignment, outputs)
     _claim_layers(topology, assignment)
     _add_followers(topology, assignment)
-    _add_feeders(topology, assignment, outputs)
+    _add_feeders(topology, assignment)
     for nodes in connected(topology, assignment.free()):
         assignment.claim(Group("other"), nodes)
     _add_constants(topology, assignment)
@@ -141,13 +141,10 @@ def _add_followers(t: Topology, assignment: Assignment) -> None:
                 assignment.claim(group, [position])
 
 
-def _add_feeders(t: Topology, assignment: Assignment, outputs: list[gs.Tensor]) -> None:
-    written = {t.producer(tensor) for tensor in outputs}
+def _add_feeders(t: Topology, assignment: Assignment) -> None:
     for position in reversed(assignment.free()):
         fed = [assignment.group[user] for user in t.users[position] if t.is_active(user)]
-        if not fed or position in written or t.op(position) not in FEEDERS:
-            continue
-        group = fed[0]
+        group = fed[0] if fed and t.op(position) in FEEDERS else None
         if group and group.kind not in ("norm", "bridge") and all(other is group for other in fed):
             assignment.claim(group, [position])
 

@@ -12,9 +12,9 @@ from onnx import parser
 DOMAIN = "onnxquant"
 
 # Natural logarithms: steps and offsets arrive as multiples of ln 2. The first Cast makes one body serve float16 graphs:
-# ε = 1e-5 is below what float16 holds with any precision, so the arithmetic is in float32. No code leaves int8, since the
-# values are clipped before the logarithm. Round and Cast stand where QuantizeLinear could: TensorRT-RTX 1.7 gives the
-# quantize layers of every copy of a function the same name, and refuses the second.
+# ε = 1e-5 is below what float16 holds with any precision, so the arithmetic is in float32. No code leaves int8, since
+# the values are clipped before the logarithm. Round and Cast stand where QuantizeLinear could: TensorRT-RTX 1.7 gives
+# the quantize layers of every copy of a function the same name, and refuses the second.
 _QUANTIZE = """
 <opset_import: ["": {opset}], domain: "onnxquant">
 Log2QuantizeLinear <epsilon, minimum, maximum, log_offset, log_scale> (x) => (codes)

@@ -42,14 +42,14 @@ class Model:
         metadata: the file's metadata_props.
         node_metadata: metadata_props of every node that has some, by node name.
         name: what messages call this model: its path, or "model".
-        bytes: size of the model as it was read, external data included.
+        size_bytes: the model as it was read, external data included.
     """
 
     graph: gs.Graph
     metadata: dict[str, str] = field(default_factory=dict)
     node_metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     name: str = "model"
-    bytes: int = 0
+    size_bytes: int = 0
 
     def scope(self, node: gs.Node) -> str:
         """The module `node` came from, as ``stages.2.1.conv``; "" where the exporter left no trace of it.
@@ -84,7 +84,7 @@ class Model:
 
 
 def load(source: Source) -> Model:
-    """Read a model for rewriting; the source itself is never changed.
+    """Read a model for rewriting; the source itself is never changed. A `Model` is returned as it is.
 
     Opsets below 13 (19 for float16 models) are converted up, nodes get unique names, shapes are inferred.
 
@@ -244,3 +244,13 @@ def name_nodes(graph: gs.Graph) -> None:
             node.name = next(name for name in candidates if name not in used)
             used.add(node.name)
         seen.add(node.name)
+
+
+def infer_types(graph: gs.Graph) -> None:
+    """Fill in the types and shapes that tensors of the graph lack, where shape inference knows them."""
+    inferred = onnx.shape_inference.infer_shapes(gs.export_onnx(graph), data_prop=True)
+    known = gs.import_onnx(inferred).tensors()
+    for name, tensor in graph.tensors().items():
+        if isinstance(tensor, gs.Variable) and name in known:
+            tensor.dtype = tensor.dtype or known[name].dtype
+            tensor.shape = tensor.shape or known[name].shape

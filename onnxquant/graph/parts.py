@@ -1,7 +1,8 @@
 """Find norms, MLPs and the classifier head by their structure.
 
     norm    an operator that is one; x - mean(x) over the root of its mean square, in single operators;
-    InstanceNormalization with the Reshapes around it that make it a GroupNorm; BatchNormalization that follows no layer
+            InstanceNormalization with the Reshapes around it that make it a GroupNorm; BatchNormalization that
+            follows no layer
     mlp     norm, linear, activation function, [depthwise Conv, activation function,] linear; every linear pointwise
     head    from the last pool, or choice of a token, to the graph's output
 
@@ -132,8 +133,14 @@ def _read_norm(t: Topology, layers: list[int], normed: set[int]) -> bool:
 
 def _follows_layer(t: Topology, position: int) -> bool:
     """Whether a BatchNormalization scales what a Conv or linear layer has just computed."""
-    through = t.passes(SHAPE_OPS | {"Add"})
-    layers, blocked = t.nearest(t.sources[position], lambda p: t.is_linear(p) or t.op(p).startswith("Conv"), through)
+
+    def is_layer(position: int) -> bool:
+        return t.is_linear(position) or t.op(position).startswith("Conv")
+
+    def is_bias_or_shape(position: int) -> bool:
+        return t.operands[position] == 1 and t.op(position) in SHAPE_OPS | {"Add"}
+
+    layers, blocked = t.nearest(t.sources[position], is_layer, is_bias_or_shape)
     return len(layers) == 1 and not blocked
 
 

@@ -93,10 +93,13 @@ class Topology:
         ]
 
     def _skip(self, tensors: list[gs.Tensor]) -> gs.Tensor | None:
-        for skip, branch in (tensors, tensors[::-1]):
-            start, end = self.producer(self.origin(skip)), self.producer(branch)
-            if start is not None and end is not None and start != end and self.before[end] >> start & 1:
-                return skip
+        """The operand that the other one was computed from; None where they are parts of the same value."""
+        origins = [self.origin(tensor) for tensor in tensors]
+        if origins[0] is not origins[1]:
+            for skip, origin, branch in zip(tensors, origins, reversed(tensors), strict=True):
+                start, end = self.producer(origin), self.producer(branch)
+                if start is not None and end is not None and self.before[end] >> start & 1:
+                    return skip
         return None
 
     def op(self, position: int) -> str:

@@ -26,8 +26,8 @@ DEFAULT_EPSILON = 1e-5
 """EfficientQuant, section 3.1."""
 
 FINEST_STEP = 1e-4
-"""Octaves. A constant tensor has Δ = 0; with this one its value keeps a relative error of 1e-4, and the float32 rounding of
-a logarithm (2e-6) stays far below half a step, so that clipped values can't reach codes outside their range."""
+"""Octaves. A constant tensor has Δ = 0; with this one its value keeps a relative error of 1e-4. The float32 rounding of a
+logarithm (2e-6) stays far below half a step, so that clipped values can't reach codes outside their range."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
