@@ -90,6 +90,7 @@ def connected(topology: Topology, nodes: Iterable[int]) -> list[list[int]]:
 
     def root(position: int) -> int:
         while parent[position] != position:
+            parent[position] = parent[parent[position]]
             position = parent[position]
         return position
 
