@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -14,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnxquant.calibration.collector import fitting_batch_size
 from onnxquant.calibration.dataset import Dataset, input_specs, open_dataset, split_held
+from onnxquant.defaults import DEFAULT_BATCH_SIZE, DEFAULT_MIN_SQNR, DEFAULT_RECIPE, DEFAULT_SAMPLES, DEFAULT_TARGET
 from onnxquant.errors import AccuracyError, OnnxquantError
 from onnxquant.graph.model import MINIMUM_OPSET, Model, Source, check, infer_types, load, name_nodes
 from onnxquant.measure.compare import compare
@@ -34,9 +36,6 @@ if TYPE_CHECKING:
     from onnxquant.plan import PlanEntry
 
 CANONICAL_PASSES: tuple[Pass, ...] = (FoldConstants(), UnshareInitializers(), FoldBatchNorm())
-
-DEFAULT_MIN_SQNR = 10.0
-"""dB. Below it the output shares little with the original's, whatever the model: the rewrite counts as failed."""
 
 WORST_NAMED = 3
 """Tensors named when a rewrite fails its tolerance."""
@@ -87,13 +86,13 @@ class RewriteResult:
 def rewrite(
     model: Source,
     *,
-    recipe: str = "efficientquant",
+    recipe: str = DEFAULT_RECIPE,
     calibration: Any = None,
-    target: str = "onnxruntime",
+    target: str | None = None,
     overrides: Sequence[str] = (),
     plan: QuantizationPlan | None = None,
-    samples: int = 32,
-    batch_size: int = 32,
+    samples: int = DEFAULT_SAMPLES,
+    batch_size: int = DEFAULT_BATCH_SIZE,
     min_sqnr: float = DEFAULT_MIN_SQNR,
     after_each: Sequence[AfterEach] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -106,7 +105,7 @@ def rewrite(
         calibration: what to calibrate and check on: path of an image folder, zip, .npz, .npy, polygraphy JSON or
             load_data() script, an array, a dict of arrays, an iterable of feed dicts or a `Dataset`. None: ranges that
             hold for any input, and no measured agreement.
-        target: name of the runtime the result is for.
+        target: name of the runtime the result is for; the plan's own where there is a plan, else onnxruntime.
         overrides: options of passes, ``pass.option=value`` each.
         plan: use this instead of deciding; `recipe` and `overrides` then play no part.
         samples: the most samples to calibrate on. As many again at most are held back to measure the agreement.
@@ -120,30 +119,27 @@ def rewrite(
         AccuracyError: the output agrees with the original's less than `min_sqnr`; the message names the worst tensors.
     """
     start = time.perf_counter()
+    if samples < 1 or math.isnan(min_sqnr):
+        raise OnnxquantError(f"samples must be at least 1 and min_sqnr a number, got {samples} and {min_sqnr}")
     source = load(model)
     original = source.to_proto()
     dataset = open_calibration(source, calibration)
     calibrating, held = split_held(dataset, samples) if dataset is not None else (None, None)
-    runtime = load_target(target)
+    runtime = load_target(target or (plan.target if plan else DEFAULT_TARGET))
     context = PassContext(source, runtime, calibration=calibrating, batch_size=batch_size, progress=progress)
 
-    steps: list[Pass] = list(CANONICAL_PASSES)
-    provided: frozenset[str] = frozenset()
     if plan is None:
-        context.plan.recipe, context.plan.target = recipe, runtime.name
-        steps += build_passes(load_recipe(recipe), list(overrides))
+        steps, provided = _deciding_passes(context, recipe, overrides), frozenset[str]()
     else:
-        context.plan, provided = plan, frozenset({"plan"})
+        context.plan, steps, provided = plan, list(CANONICAL_PASSES), frozenset({"plan"})
     manager = PassManager([*steps, InsertQuantizers()], provided, after_each)
 
     report = Report(bytes_before=source.size_bytes)
     report.runs = manager.run(context)
-    if not context.plan.entries:
-        said = "; ".join(note for run in report.runs for note in run.result.notes if run.name.startswith("quantize_"))
-        raise OnnxquantError(f"{source.name}: nothing to quantize ({said or 'the plan is empty'})")
+    _require_entries(context, report.runs)
     rewritten = check(source.to_proto(), source.name)
     report.blocks = context.blocks.count() if context.blocks else {}
-    report.quantized = dict(Counter(_label(entry) for entry in context.plan.entries))
+    report.quantized = dict(Counter(describe(entry) for entry in context.plan.entries))
     report.bytes_after = rewritten.ByteSize()
     if dataset is not None and held is not None:
         report.held_back = len(held) > 0
@@ -151,6 +147,33 @@ def rewrite(
         _judge(report, original, rewritten, judged, batch_size, min_sqnr, source.name)
     report.seconds = time.perf_counter() - start
     return RewriteResult(rewritten, context.plan, report)
+
+
+def decide(
+    model: Model,
+    calibration: Dataset,
+    *,
+    recipe: str = DEFAULT_RECIPE,
+    target: str = DEFAULT_TARGET,
+    overrides: Sequence[str] = (),
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> PassContext:
+    """Decide on a model's quantizers as `rewrite` does, and insert none.
+
+    Args:
+        model: its graph is brought into canonical form.
+        calibration: all of these samples are calibrated on.
+        recipe: as in `rewrite`; the other arguments too.
+
+    Returns:
+        The context, with plan and blocks.
+
+    Raises:
+        OnnxquantError: bad input, or nothing to quantize.
+    """
+    context = PassContext(model, load_target(target), calibration=calibration, batch_size=batch_size)
+    _require_entries(context, PassManager(_deciding_passes(context, recipe, overrides)).run(context))
+    return context
 
 
 def canonicalise(model: Model) -> list[PassRun]:
@@ -173,7 +196,10 @@ def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.
     steps: list[Pass] = [*CANONICAL_PASSES, ClassifyBlocks(), Calibrate(), step]
     if "plan" in step.provides:
         steps.append(InsertQuantizers())
-    PassManager(steps).run(PassContext(model, load_target(target), calibration=dataset))
+    for run in PassManager(steps).run(PassContext(model, load_target(target), calibration=dataset)):
+        if run.name == step.pass_name():
+            level = logging.INFO if run.result.modified or "plan" in step.provides else logging.WARNING
+            logging.getLogger("onnxquant").log(level, "%s: %s", run.name, "; ".join(run.result.notes))
     return graph
 
 
@@ -186,9 +212,25 @@ def open_calibration(model: Model, source: Any) -> Dataset | None:
     return open_dataset(source, input_specs(model.graph), preprocessing, classes=classes)
 
 
-def _label(entry: PlanEntry) -> str:
+def describe(entry: PlanEntry) -> str:
+    """What an entry does to its tensor, for reports."""
     emulated = " (emulated: stored in 8)" if entry.quantizer.bits < 8 else ""
     return f"{entry.role}, {entry.quantizer.kind} {entry.quantizer.bits} bit{emulated}"
+
+
+def _deciding_passes(context: PassContext, recipe: str, overrides: Sequence[str]) -> list[Pass]:
+    """The canonical passes and those of the recipe, which the context's plan is marked with."""
+    context.plan.recipe, context.plan.target = recipe, context.target.name
+    steps = build_passes(load_recipe(recipe), list(overrides))
+    if any(isinstance(step, InsertQuantizers) for step in steps):
+        raise OnnxquantError(f"--recipe {recipe}: insert_quantizers runs after every recipe; leave it out")
+    return [*CANONICAL_PASSES, *steps]
+
+
+def _require_entries(context: PassContext, runs: Sequence[PassRun]) -> None:
+    if not context.plan.entries:
+        said = "; ".join(note for run in runs for note in run.result.notes if run.name.startswith("quantize_"))
+        raise OnnxquantError(f"{context.model.name}: nothing to quantize ({said or 'the plan is empty'})")
 
 
 def _judge(
@@ -213,15 +255,3 @@ def _judge(
         f"{name}: the rewritten model's output agrees with the original's to {sqnr:.1f} dB, less than the "
         f"{min_sqnr:g} dB asked for (--min-sqnr); worst tensors: {worst}; exclude their layers or use more bits"
     )
-
-
-def save_plan(plan: QuantizationPlan, path: Path) -> None:
-    """Write a plan as JSON.
-
-    Raises:
-        OnnxquantError: `path` can't be written.
-    """
-    try:
-        path.write_text(plan.to_json(), "utf-8")
-    except OSError as error:
-        raise OnnxquantError(f"--plan-out {path}: can't be written ({error.strerror})") from None

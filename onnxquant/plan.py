@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from onnxquant.errors import OnnxquantError
+from onnxquant.errors import OnnxquantError, first_invalid
 from onnxquant.quantizers.log2 import Log2Quantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
 
@@ -71,6 +71,14 @@ class QuantizationPlan(BaseModel):
     target: str = "onnxruntime"
     entries: list[PlanEntry] = []
 
+    @field_validator("entries")
+    @classmethod
+    def _one_each(cls, entries: list[PlanEntry]) -> list[PlanEntry]:
+        names = [entry.tensor for entry in entries]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"tensor {twice} has two entries")
+        return entries
+
     def add(self, entry: PlanEntry) -> None:
         """Decide on a tensor; a later decision replaces an earlier one."""
         self.entries = [kept for kept in self.entries if kept.tensor != entry.tensor] + [entry]
@@ -92,6 +100,4 @@ class QuantizationPlan(BaseModel):
         except UnicodeDecodeError:
             raise OnnxquantError(f"--plan {path}: not a plan; make one with --plan-out") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "file"
-            raise OnnxquantError(f"--plan {path}: {where}: {first['msg']}; make one with --plan-out") from None
+            raise OnnxquantError(f"--plan {path}: {first_invalid(error)}; make one with --plan-out") from None

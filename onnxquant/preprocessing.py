@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from onnxquant.errors import OnnxquantError
+from onnxquant.errors import OnnxquantError, first_invalid
 
 if TYPE_CHECKING:
     from onnxquant.calibration.samples import InputSpec
@@ -142,9 +142,7 @@ def _validate(fields: object, where: str) -> Preprocessing:
     try:
         return Preprocessing.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise OnnxquantError(f"{where}: {field + ': ' if field else ''}{first['msg']}; {_EXAMPLE}") from None
+        raise OnnxquantError(f"{where}: {first_invalid(error)}; {_EXAMPLE}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

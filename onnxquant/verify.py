@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxquant.calibration.dataset import Dataset, batches, input_specs
 from onnxquant.errors import OnnxquantError
-from onnxquant.graph.model import Model, check, quiet_session_options
+from onnxquant.graph.model import Model, check
 from onnxquant.measure.metrics import sqnr_db
+from onnxquant.measure.sessions import Runner
 from onnxquant.pass_manager import Pass
 
 EXACT_SQNR = 60.0
@@ -32,7 +32,7 @@ class VerifyEach:
 
     def __init__(self, model: Model, dataset: Dataset, report: Callable[[str], None]) -> None:
         self._model, self._report = model, report
-        self._feeds = next(batches(dataset, 1, input_specs(model.graph))).feeds
+        self._batch = next(batches(dataset, 1, input_specs(model.graph)))
         self._before = self._outputs("load")
 
     def __call__(self, position: int, step: Pass, graph: gs.Graph) -> None:
@@ -47,12 +47,8 @@ class VerifyEach:
         self._before = after
 
     def _outputs(self, after: str) -> list[NDArray[np.generic]]:
-        proto = check(self._model.to_proto(), f"graph after {after}")
-        session = ort.InferenceSession(
-            proto.SerializeToString(), quiet_session_options(), providers=["CPUExecutionProvider"]
-        )
-        outputs: list[NDArray[np.generic]] = session.run(None, self._feeds)
-        return outputs
+        runner = Runner(check(self._model.to_proto(), f"graph after {after}"), f"graph after {after}")
+        return runner.run(self._batch, list(runner.outputs))
 
 
 class DumpEach:
@@ -66,4 +62,8 @@ class DumpEach:
             raise OnnxquantError(f"--dump-dir {folder}: can't be made ({error.strerror})") from None
 
     def __call__(self, position: int, step: Pass, graph: gs.Graph) -> None:
-        onnx.save(self._model.to_proto(), self._folder / f"{position:02d}_{step.pass_name()}.onnx")
+        path = self._folder / f"{position:02d}_{step.pass_name()}.onnx"
+        try:
+            onnx.save(self._model.to_proto(), path)
+        except OSError as error:
+            raise OnnxquantError(f"--dump-dir {path}: can't be written ({error.strerror})") from None

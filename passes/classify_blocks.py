@@ -87,10 +87,12 @@ class ClassifyBlocks(Pass):
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
         context.blocks = classify(graph, context.model, self.rules)
         counted = context.blocks.count()
+        idle = [rule for rule in self.rules if not any(rule.matches(node, context.model) for node in graph.nodes)]
+        notes = [f"rule {rule.model_dump(exclude_none=True)} matches no node" for rule in idle]
         found = ", ".join(f"{count} {kind}" for kind, count in counted.items())
         if not set(counted) - {"other"}:
-            return PassResult(False, (f"no known structure found in {len(graph.nodes)} nodes",))
-        return PassResult(False, (found,))
+            return PassResult(False, (f"no known structure found in {len(graph.nodes)} nodes", *notes))
+        return PassResult(False, (found, *notes))
 
 
 def classify(graph: gs.Graph, model: Model, rules: Sequence[Rule] = ()) -> Blocks:

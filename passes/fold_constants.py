@@ -9,7 +9,13 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
+from onnxquant.graph.edit import replace_uses
 from onnxquant.pass_manager import Pass, PassContext, PassResult
+
+RANDOM_OPS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+"""Not constant, even if all their inputs are."""
 
 WARNING, ERROR = 2, 3
 """ONNX Runtime's log severities; it starts with the first."""
@@ -23,28 +29,26 @@ class FoldConstants(Pass):
 
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
         before = len(graph.nodes)
-        ort.set_default_logger_severity(
-            ERROR
-        )  # graphsurgeon folds with sessions of its own, which warn of every oddity
+        # graphsurgeon folds with sessions of its own, which warn of every oddity.
+        ort.set_default_logger_severity(ERROR)
         try:
-            graph.fold_constants(size_threshold=LARGEST_FOLDED, error_ok=False)
-        except Exception:  # whatever ONNX Runtime throws on one of the constants: fold the others, which takes longer
-            graph.fold_constants(size_threshold=LARGEST_FOLDED, partitioning="recursive")
-        ort.set_default_logger_severity(WARNING)
+            _fold(graph)
+        finally:
+            ort.set_default_logger_severity(WARNING)
         graph.cleanup()
         interface = {id(tensor) for tensor in graph.outputs}
         for node in graph.nodes:
             if node.op == "Identity" and id(node.outputs[0]) not in interface:
-                _bypass(node)
+                replace_uses(node.outputs[0], node.inputs[0])
         graph.cleanup()
         removed = before - len(graph.nodes)
         return PassResult(removed > 0, (f"{removed} of {before} nodes folded",) if removed else ("nothing to fold",))
 
 
-def _bypass(node: gs.Node) -> None:
-    source, copy = node.inputs[0], node.outputs[0]
-    for consumer in list(copy.outputs):
-        for position, tensor in enumerate(consumer.inputs):
-            if tensor is copy:
-                consumer.inputs[position] = source
-    node.outputs.clear()
+def _fold(graph: gs.Graph) -> None:
+    options = {"size_threshold": LARGEST_FOLDED, "should_exclude_node": lambda node: node.op in RANDOM_OPS}
+    try:
+        graph.fold_constants(error_ok=False, **options)
+    except Exception:
+        # Whatever ONNX Runtime throws on one of the constants: fold the others, which takes longer.
+        graph.fold_constants(partitioning="recursive", **options)

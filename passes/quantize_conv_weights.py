@@ -61,29 +61,36 @@ class QuantizeConvWeights(Pass):
         layers = list(self._layers(graph, context))
         for node in layers:
             context.plan.add(self._decide(node, symmetric, context))
-        skipped = sum(node.op in CONVOLUTIONS for node in graph.nodes) - len(layers)
-        notes = [
-            f"{len(layers)} weights to {self.bits} bits" if layers else "no convolution with a constant float weight"
-        ]
-        if skipped:
-            notes.append(f"{skipped} convolutions left in float (weight not a float constant, or excluded)")
-        return PassResult(False, tuple(notes))
+        return PassResult(False, tuple(self._notes(graph, context, len(layers))))
+
+    def _notes(self, graph: gs.Graph, context: PassContext, quantized: int) -> Iterable[str]:
+        yield f"{quantized} weights to {self.bits} bits" if quantized else "no convolution with a constant float weight"
+        convolutions = [node for node in graph.nodes if node.op in CONVOLUTIONS]
+        if skipped := len(convolutions) - quantized:
+            yield f"{skipped} convolutions left in float (weight not a float constant, or excluded)"
+        inner = [*graph.subgraphs(recursive=True), *graph.functions]
+        if hidden := sum(node.op in CONVOLUTIONS for each in inner for node in each.nodes):
+            yield f"{hidden} convolutions in subgraphs and functions left in float"
+        for pattern in self.exclude:
+            if not any(pattern.search(label) for node in convolutions for label in _labels(node, context)):
+                yield f"exclude {pattern.pattern!r} matches no convolution"
 
     def _layers(self, graph: gs.Graph, context: PassContext) -> Iterable[gs.Node]:
         for node in graph.nodes:
             if node.op not in CONVOLUTIONS or not isinstance(node.inputs[1], gs.Constant):
                 continue
-            labels = (node.name, context.model.scope(node))
-            excluded = any(pattern.search(label) for pattern in self.exclude for label in labels)
-            if not excluded and np.issubdtype(node.inputs[1].dtype, np.floating):
-                yield node
+            excluded = any(pattern.search(label) for pattern in self.exclude for label in _labels(node, context))
+            # DequantizeLinear makes float32 and float16 only.
+            if excluded or node.inputs[1].dtype not in (np.float32, np.float16):
+                continue
+            if not np.isfinite(node.inputs[1].values).all():
+                raise OnnxquantError(
+                    f"{context.model.name}: the weight of node {node.name} has NaN or infinite values; export it again"
+                )
+            yield node
 
     def _decide(self, node: gs.Node, symmetric: bool, context: PassContext) -> PlanEntry:
         weight = node.inputs[1]
-        if not np.isfinite(weight.values).all():
-            raise OnnxquantError(
-                f"{context.model.name}: the weight of node {node.name} has NaN or infinite values; export it again"
-            )
         axis = output_channel_axis(node) if self.granularity == "per_channel" else None
         others = tuple(i for i in range(weight.values.ndim) if i != axis) if axis is not None else None
         quantizer = UniformQuantizer.from_range(
@@ -105,3 +112,8 @@ class QuantizeConvWeights(Pass):
             node=node.name,
             why=f"{node.op} in {block.kind if block else 'unclassified'} block: uniform weights (EfficientQuant 2.2)",
         )
+
+
+def _labels(node: gs.Node, context: PassContext) -> tuple[str, str]:
+    """What a user may name a layer by."""
+    return node.name, context.model.scope(node)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from onnxquant.graph.edit import UniqueNames
 from onnxquant.pass_manager import Pass, PassContext, PassResult
 
 WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
@@ -17,15 +18,13 @@ class UnshareInitializers(Pass):
     """Copy every initializer that a weighted operator shares with another node."""
 
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
-        taken = set(graph.tensors())
+        unique = UniqueNames.of_tensors(graph)
         copies = 0
         for node in graph.nodes:
             if node.op not in WEIGHTED_OPS:
                 continue
             for position, tensor in enumerate(node.inputs):
                 if isinstance(tensor, gs.Constant) and (len(tensor.outputs) > 1 or tensor in graph.outputs):
-                    name = next(name for n in range(1, len(taken) + 2) if (name := f"{tensor.name}_{n}") not in taken)
-                    taken.add(name)
-                    node.inputs[position] = gs.Constant(name, tensor.values.copy())
+                    node.inputs[position] = gs.Constant(unique(f"{tensor.name}_1"), tensor.values.copy())
                     copies += 1
         return PassResult(copies > 0, (f"{copies} copied",) if copies else ("none are shared",))

@@ -37,13 +37,46 @@ def test_a_plan_for_another_model_is_refused():
 
 
 def test_a_plan_for_a_model_of_other_width_is_refused():
-    with pytest.raises(OnnxquantError, match=r"plan: 8 scales for tensor stem_weight of shape \(16, 3, 3, 3\)"):
+    with pytest.raises(
+        OnnxquantError, match=r"tensor stem_weight of shape \(16, 3, 3, 3\) can't have 8 scales on axis 0"
+    ):
         rewrite(attention(channels=16), plan=rewrite(attention()).plan)
+
+
+def test_a_plan_keeps_its_target_and_fits_no_stricter_one():
+    plan = rewrite(attention(), target="onnxruntime").plan
+    with pytest.raises(OnnxquantError, match="is to be uint8, which target tensorrt refuses"):
+        rewrite(attention(), plan=plan, target="tensorrt")
+    symmetric = rewrite(attention(), target="tensorrt")
+    assert rewrite(attention(), plan=symmetric.plan).model.SerializeToString() == symmetric.model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"tensor": "stem_bias"}, "stem_bias is not the weight of a convolution"),
+        ({"tensor": "q_weight"}, "q_weight is not the weight of a convolution"),
+        ({"tensor": "act"}, "act is not the weight of a convolution"),
+        ({"role": "activation"}, "is an activation, which no uniform quantizer is for"),
+        ({"rounding": {"mode": "sum_preserving", "channel_mean": [1.0]}}, "has 3 input channels, but 1 means"),
+    ],
+)
+def test_an_entry_that_does_not_fit_the_graph_is_named(entry, message):
+    document = json.loads(rewrite(attention()).plan.to_json())
+    document["entries"] = [{**document["entries"][0], **entry}]
+    with pytest.raises(OnnxquantError, match=message):
+        rewrite(attention(), plan=QuantizationPlan.model_validate(document))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda d: d["entries"][0]["quantizer"]["scale"].__setitem__(0, 0.0), "every scale must be a number above 0"),
+        (lambda d: d["entries"][0]["quantizer"]["scale"].__setitem__(0, None), "every scale must be a number above 0"),
+        (lambda d: d["entries"][0]["quantizer"]["zero_point"].__setitem__(0, 2**40), "zero_point must be a code"),
+        (lambda d: d["entries"][0]["quantizer"]["zero_point"].pop(), "lists of one length"),
+        (lambda d: d["entries"][2]["quantizer"].update(minimum=0.9, maximum=0.1), "minimum must not be above maximum"),
+        (lambda d: d["entries"].append(d["entries"][0]), "tensor stem_weight has two entries"),
         (lambda d: d.update(version=2), "version"),
         (lambda d: d["entries"][0]["quantizer"].update(bits=9), r"entries\.0\.quantizer\.uniform\.bits"),
         (lambda d: d["entries"][0]["quantizer"].update(kind="magic"), r"entries\.0\.quantizer"),
@@ -54,7 +87,7 @@ def test_a_broken_plan_is_named_with_the_entry_that_is_wrong(tmp_path, change, m
     document = json.loads(rewrite(attention()).plan.to_json())
     change(document)
     (tmp_path / "plan.json").write_text(json.dumps(document))
-    with pytest.raises(OnnxquantError, match=rf"--plan .*plan\.json: {message}"):
+    with pytest.raises(OnnxquantError, match=rf"--plan .*plan\.json: .*{message}"):
         QuantizationPlan.from_json(tmp_path / "plan.json")
 
 

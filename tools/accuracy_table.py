@@ -24,6 +24,7 @@ import onnx_graphsurgeon as gs
 from onnxquant import load, rewrite
 from onnxquant.calibration.dataset import open_dataset, parse_slice
 from onnxquant.calibration.samples import Dataset, input_specs
+from onnxquant.errors import OnnxquantError
 from onnxquant.measure.accuracy import Accuracy, evaluate
 from onnxquant.pipeline import canonicalise
 from onnxquant.plan import QuantizationPlan
@@ -100,7 +101,12 @@ def main() -> None:
     held, calibration = data(args.data, args.per_class), data(args.calib, args.calib_per_class)
 
     def top1(model: Any) -> str:
-        accuracy: Accuracy = evaluate(model, held)
+        try:
+            accuracy: Accuracy = evaluate(model, held)
+        except OnnxquantError as error:
+            if "NaN or infinite" in str(error):
+                return "NaN"
+            raise
         return f"{accuracy.top1:.2%}".replace("%", " %")
 
     def measured(bits: int, granularity: str) -> list[str]:

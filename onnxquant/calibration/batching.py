@@ -32,9 +32,13 @@ class Batch:
     padded: int = 0
 
     def without_padding(self, output: NDArray[Any]) -> NDArray[Any]:
-        """`output` of the model without the rows that belong to repeats."""
-        if self.padded and output.ndim and output.shape[0] == self.valid + self.padded:
-            return output[: self.valid]
+        """`output` of the model without the rows that belong to repeats.
+
+        Axis 0 may hold more than the batch: windows, heads or patches of each sample follow each other there.
+        """
+        rows = self.valid + self.padded
+        if self.padded and output.ndim and output.shape[0] and output.shape[0] % rows == 0:
+            return output[: output.shape[0] // rows * self.valid]
         return output
 
 

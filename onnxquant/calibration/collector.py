@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
@@ -14,7 +14,7 @@ from onnxquant.calibration.batching import Batch, batches
 from onnxquant.calibration.observers import Observer
 from onnxquant.calibration.samples import Dataset, input_specs
 from onnxquant.errors import OnnxquantError
-from onnxquant.graph.model import quiet_session_options
+from onnxquant.measure.sessions import Runner
 
 ACTIVATION_BUDGET = 32 * 1024**2
 """Bytes that the largest activations of one batch may take (see `fitting_batch_size`)."""
@@ -42,20 +42,20 @@ def collect(
         OnnxquantError: a tensor has NaN or infinite values; the message names it and the sample.
     """
     specs = input_specs(model)
-    session = _session(_with_reductions(model, observers))
+    runner = Runner(_with_reductions(model, observers), model.graph.name or "model", arena=False)
     batch_size = min(batch_size, fitting_batch_size(model, dataset[0].feeds))
     done = 0
     for batch in batches(dataset, batch_size, specs):
-        values = iter(session.run(None, dict(batch.feeds)))
+        values = iter(runner.run(batch, list(runner.outputs)))
         for (tensor, _), observer in observers.items():
             reduced = [next(values) for _ in observer.reductions]
             if not all(np.isfinite(value).all() for value in reduced):
-                sample = _culprit(session, _output_names(tensor, observer), batch)
+                sample = _culprit(runner, _output_names(tensor, observer), batch)
                 raise OnnxquantError(
                     f"calibration: tensor {tensor} has NaN or infinite values on sample {sample}; "
                     "take the sample out, or look whether the original model overflows on it"
                 )
-            observer.update(*(batch.without_padding(value) for value in reduced))
+            observer.update(*reduced)
         done += batch.valid
         progress(done, len(dataset))
 
@@ -103,19 +103,14 @@ def _with_reductions(
     return copied
 
 
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = quiet_session_options()
-    options.enable_cpu_mem_arena = False  # the arena keeps the largest batch's memory for good
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _culprit(session: ort.InferenceSession, outputs: list[str], batch: Batch) -> str:
+def _culprit(runner: Runner, outputs: list[str], batch: Batch) -> str:
     """The name of the batch's first sample that makes `outputs` non-finite on its own."""
     for position, name in enumerate(batch.names):
         # The others are replaced by this one rather than left out: the batch axis may be fixed.
         alone = {
-            key: np.repeat(value[position : position + 1], len(value), axis=0) for key, value in batch.feeds.items()
+            key: np.repeat(value[position : position + 1], len(value), axis=0) if value.ndim else value
+            for key, value in batch.feeds.items()
         }
-        if not all(np.isfinite(value).all() for value in session.run(outputs, alone)):
+        if not all(np.isfinite(value).all() for value in runner.run(replace(batch, feeds=alone), outputs)):
             return name
     return f"one of {batch.names[0]} to {batch.names[-1]}"

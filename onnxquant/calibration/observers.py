@@ -27,11 +27,11 @@ class Observer:
 class MinMax(Observer):
     """Smallest and largest value of the whole tensor."""
 
-    # ReduceMin and ReduceMax may pass over a NaN, depending on where it stands; the sum never does.
+    # ReduceMin and ReduceMax may pass over a NaN, depending on where it stands; the mean never does.
     reductions: ClassVar[dict[str, dict[str, Any]]] = {
         "ReduceMin": {"keepdims": 0},
         "ReduceMax": {"keepdims": 0},
-        "ReduceSum": {"keepdims": 0},
+        "ReduceMean": {"keepdims": 0},
     }
 
     def __init__(self) -> None:
@@ -60,3 +60,48 @@ class ChannelMean(Observer):
     def mean(self) -> NDArray[np.float32]:
         """float32, shape (C,)."""
         return (self._total / max(self._count, 1)).astype(np.float32)
+
+
+class Log2Histogram(Observer):
+    """Histogram over log2 of values in [0, 1], for looking at; whole activations leave the graph for it.
+
+    Attributes:
+        counts: values in each of `BINS` equal bins from 2^-`OCTAVES` to 1; a value above 1 counts in the last.
+        below: values under the first bin, zeros included.
+    """
+
+    OCTAVES: ClassVar[int] = 24
+    BINS: ClassVar[int] = 4 * OCTAVES
+
+    reductions: ClassVar[dict[str, dict[str, Any]]] = {"Identity": {}}
+
+    def __init__(self) -> None:
+        self.counts: NDArray[np.int64] = np.zeros(self.BINS, np.int64)
+        self.below = 0
+
+    def update(self, *reduced: NDArray[Any]) -> None:
+        values = reduced[0].astype(np.float32)
+        values = values[values >= 2.0**-self.OCTAVES]
+        self.below += reduced[0].size - values.size
+        counts, _ = np.histogram(np.log2(np.minimum(values, 1)), self.BINS, (-self.OCTAVES, 0))
+        self.counts += counts
+
+
+class ChannelMinMax(Observer):
+    """Smallest and largest value of every channel, for looking at; whole activations leave the graph for it.
+
+    Args:
+        axis: the channels' axis; counts from the end where negative.
+    """
+
+    reductions: ClassVar[dict[str, dict[str, Any]]] = {"Identity": {}}
+
+    def __init__(self, axis: int = 1) -> None:
+        self.axis = axis
+        self.minimum: NDArray[np.float32] = np.float32([np.inf])
+        self.maximum: NDArray[np.float32] = np.float32([-np.inf])
+
+    def update(self, *reduced: NDArray[Any]) -> None:
+        rows = np.moveaxis(reduced[0], self.axis, 0).reshape(reduced[0].shape[self.axis], -1)
+        self.minimum = np.minimum(self.minimum, rows.min(axis=1).astype(np.float32))
+        self.maximum = np.maximum(self.maximum, rows.max(axis=1).astype(np.float32))

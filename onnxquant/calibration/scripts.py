@@ -52,7 +52,7 @@ def run_script(path: Path, function: str, limit: int | None) -> list[Feed]:
             return materialise(where, getattr(module, function)(), limit)
     except OnnxquantError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         reason = (str(error).splitlines() or [""])[0]
         raise OnnxquantError(
             f"{where}: the script failed with {type(error).__name__}: {reason}; run it alone"

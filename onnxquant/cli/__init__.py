@@ -56,9 +56,20 @@ app.command("targets")(targets_command)
 def main() -> None:
     """Entry point: errors that a user can meet are one line and an exit code."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except OnnxquantError as error:
         print(f"onnxquant: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)  # `onnxquant ... | head` closed the pipe
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        # A usage error of typer, whose own rendering takes five lines; typer 0.29 doesn't export its class.
+        command = getattr(getattr(error, "ctx", None), "command_path", "onnxquant")
+        message = error.format_message().rstrip(".").replace("\n", " ")
+        if message:  # there is none where the help was shown
+            print(f"onnxquant: error: {message}; see `{command} --help`", file=sys.stderr)
+        sys.exit(2)

@@ -17,7 +17,8 @@ def passes_command() -> None:
         console.print(f"[bold]{name}[/bold]")
         console.print(indent(inspect.getdoc(step) or "", "  "), markup=False)
         for option, field in step.model_fields.items():
-            console.print(f"    --set {name}.{option}={field.get_default()}", markup=False)
+            default = field.get_default()
+            console.print(f"    --set {name}.{option}={list(default) if default == () else default}", markup=False)
         console.print()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,6 +77,33 @@ def open_data(
         return open_dataset(source, specs, preprocessing, chosen, classes, limit)
     except OnnxquantError as error:
         raise OnnxquantError(f"{option} {error}") from error.__cause__
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, str | Path | None]) -> None:
+    """Make sure, before any work, that no output takes the place of an input, of another output or of a device.
+
+    Args:
+        outputs: by option; None for one that wasn't given.
+        inputs: same.
+
+    Raises:
+        OnnxquantError: one does, or its folder doesn't exist.
+    """
+    from onnxquant.errors import OnnxquantError
+
+    seen: dict[str, str] = {}
+    for option, output in outputs.items():
+        if output is None:
+            continue
+        if (os.path.exists(output) and not output.is_file()) or not output.parent.is_dir():
+            raise OnnxquantError(f"{option} {output}: can't be written (not a file in an existing folder)")
+        for name, source in inputs.items():
+            if source and os.path.exists(source) and os.path.exists(output) and os.path.samefile(source, output):
+                remedy = "give another path, or --overwrite" if name == "MODEL" else "give another path"
+                raise OnnxquantError(f"{option} {output}: is the input itself ({name}); {remedy}")
+        if other := seen.get(str(output.absolute())):
+            raise OnnxquantError(f"{option} {output}: is what {other} writes; give another path")
+        seen[str(output.absolute())] = option
 
 
 @contextmanager

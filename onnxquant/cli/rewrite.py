@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onnxquant.cli.options import BatchSize, Json, ModelPath, PerClass, Preprocess
+from onnxquant.defaults import DEFAULT_BATCH_SIZE, DEFAULT_MIN_SQNR, DEFAULT_RECIPE, DEFAULT_SAMPLES, DEFAULT_TARGET
 
 if TYPE_CHECKING:
+    import onnx
+
+    from onnxquant.calibration.dataset import Dataset
     from onnxquant.pass_manager import AfterEach
     from onnxquant.pipeline import Report, RewriteResult
 
@@ -17,26 +21,30 @@ if TYPE_CHECKING:
 def rewrite_command(
     model: ModelPath,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File to write [default: MODEL.q.onnx beside the input].")
+        Path | None,
+        typer.Option("-o", "--output", show_default="MODEL.q.onnx beside the input", help="File to write."),
     ] = None,
     calib: Annotated[
         str | None,
         typer.Option(help="Calibration data: image folder or zip, .npz, .npy, polygraphy JSON or load_data() script."),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Recipe name, or path of a recipe's .toml file.")] = "efficientquant",
-    target: Annotated[str, typer.Option(help="Runtime the result is for.")] = "onnxruntime",
+    recipe: Annotated[
+        str | None, typer.Option(show_default=DEFAULT_RECIPE, help="Recipe name, or path of a recipe's .toml file.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(show_default=DEFAULT_TARGET, help="Runtime the result is for.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of a pass.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples to calibrate on, at most.")] = 32,
-    batch_size: BatchSize = 32,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to calibrate on, at most.")] = DEFAULT_SAMPLES,
+    batch_size: BatchSize = DEFAULT_BATCH_SIZE,
     per_class: PerClass = None,
     preprocess: Preprocess = None,
     min_sqnr: Annotated[
         float, typer.Option(help="Least agreement with the original, in dB; below it nothing is written.")
-    ] = 10.0,
+    ] = DEFAULT_MIN_SQNR,
     plan: Annotated[Path | None, typer.Option(help="Apply this plan instead of deciding.")] = None,
     plan_out: Annotated[Path | None, typer.Option(help="Write the plan, as JSON.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a report, as one HTML page.")] = None,
     verify_each: Annotated[
         bool, typer.Option("--verify-each", help="Check the graph and its outputs after every pass.")
     ] = False,
@@ -45,21 +53,29 @@ def rewrite_command(
     as_json: Json = False,
 ) -> None:
     """Quantize a model: ONNX in, ONNX out."""
-    from onnxquant.cli.options import open_data, progress_bar
+    from onnxquant.cli.options import check_outputs, open_data, progress_bar
     from onnxquant.errors import OnnxquantError
+    from onnxquant.files import write_text
     from onnxquant.graph.model import load, save
-    from onnxquant.pipeline import rewrite, save_plan
+    from onnxquant.pipeline import rewrite
     from onnxquant.plan import QuantizationPlan
 
-    output = output or model.with_suffix(".q.onnx")
-    if output.exists() and model.exists() and output.samefile(model) and not overwrite:
-        raise OnnxquantError(f"{output}: is the input itself; give another path with -o, or --overwrite")
-    if output.is_dir() or not output.parent.is_dir():
-        raise OnnxquantError(
-            f"{output}: can't be written (not a file in an existing folder); give another path with -o"
-        )
     loaded = load(model)
+    output = output or model.with_suffix(".q.onnx")
+    inputs = {"--calib": calib, "--plan": plan, "--recipe": recipe}
+    outputs = {"-o": output, "--plan-out": plan_out, "--report": report}
+    check_outputs(outputs, inputs if overwrite else {"MODEL": model, **inputs})
+    if plan and (recipe or overrides):
+        raise OnnxquantError("--plan: holds all decisions already; leave out --recipe and --set")
+    if not calib and (per_class or preprocess or verify_each):
+        option = "--per-class" if per_class else "--preprocess" if preprocess else "--verify-each"
+        raise OnnxquantError(f"{option}: needs data; give some with --calib")
+    if report:
+        from onnxquant.report import check_report
+
+        check_report(report, "--report")
     dataset = open_data(calib, loaded, per_class, preprocess, option="--calib") if calib else None
+    original = loaded.to_proto() if report else None
     hooks: list[AfterEach] = []
     if dump_dir:
         from onnxquant.verify import DumpEach
@@ -68,13 +84,12 @@ def rewrite_command(
     if verify_each:
         from onnxquant.verify import VerifyEach
 
-        if dataset is None:
-            raise OnnxquantError("--verify-each: needs data to run; give some with --calib")
+        assert dataset is not None
         hooks.append(VerifyEach(loaded, dataset, lambda line: typer.echo(line, err=True)))
     with progress_bar("calibrating") as progress:
         result = rewrite(
             loaded,
-            recipe=recipe,
+            recipe=recipe or DEFAULT_RECIPE,
             calibration=dataset,
             target=target,
             overrides=overrides or (),
@@ -85,13 +100,36 @@ def rewrite_command(
             after_each=hooks,
             progress=progress,
         )
-    if plan_out:
-        save_plan(result.plan, plan_out)
+    html = _render_report(original, result, dataset, samples, batch_size, model.name) if original else None
     save(result.model, output)
+    if plan_out:
+        write_text(plan_out, result.plan.to_json(), "--plan-out")
+    if report and html:
+        write_text(report, html, "--report")
     if as_json:
         _print_json(result, output)
     else:
         _print_table(result.report, output)
+
+
+def _render_report(
+    original: onnx.ModelProto,
+    result: RewriteResult,
+    dataset: Dataset | None,
+    samples: int,
+    batch_size: int,
+    name: str,
+) -> str:
+    """Measured on the samples that the agreement was: those held back, or all where there are too few."""
+    from onnxquant.calibration.dataset import split_held
+    from onnxquant.cli.options import progress_bar
+    from onnxquant.report import render_report
+
+    data = dataset
+    if dataset is not None and result.report.held_back:
+        data = split_held(dataset, samples)[1]
+    with progress_bar("measuring for the report") as progress:
+        return render_report(original, result, data, name=name, batch_size=batch_size, progress=progress)
 
 
 def _print_json(result: RewriteResult, output: Path) -> None:
@@ -129,8 +167,9 @@ def _print_table(report: Report, output: Path) -> None:
         table.add_row("blocks", ", ".join(f"{count} {kind}" for kind, count in report.blocks.items()))
     for label, count in report.quantized.items():
         table.add_row("quantized", f"{count} x {label}")
-    saved = report.bytes_before / max(report.bytes_after, 1)
-    table.add_row("size", f"{report.bytes_before:,} -> {report.bytes_after:,} bytes ({saved:.1f}x smaller)")
+    saved = 1 - report.bytes_after / max(report.bytes_before, 1)
+    change = f"{abs(saved):.0%} {'smaller' if saved >= 0 else 'larger'}"
+    table.add_row("size", f"{report.bytes_before:,} -> {report.bytes_after:,} bytes ({change})")
     for name, agreement in (report.agreement or {}).items():
         top1 = agreement.top1_agreement
         same = "" if top1 is None else f", top-1 agreement {top1:.1%}"

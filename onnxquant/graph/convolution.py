@@ -14,12 +14,18 @@ CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 def output_channel_axis(layer: gs.Node) -> int:
     """The weight axis that per-channel scales lie on.
 
-    A ConvTranspose's weight is (C, M/groups, kernel...): axis 1, where the groups share their scales; but a depthwise
-    one has M/groups = 1, and its output channels are those of axis 0.
+    A ConvTranspose's weight is (C, M/groups, kernel...): axis 1, where the groups share their scales. With groups of
+    one output each, axis 1 has nothing to tell apart; axis 0 (the output channels of a depthwise one) serves better.
     """
     if layer.op == "ConvTranspose" and not (layer.attrs.get("group", 1) > 1 and layer.inputs[1].shape[1] == 1):
         return 1
     return 0
+
+
+def input_channels(layer: gs.Node) -> int:
+    """C, the number of channels the layer reads."""
+    shape = layer.inputs[1].shape
+    return int(shape[0] if layer.op == "ConvTranspose" else shape[1] * layer.attrs.get("group", 1))
 
 
 def to_rows(layer: gs.Node, values: NDArray[Any]) -> NDArray[Any]:

@@ -7,25 +7,31 @@ dynamo exporter's module scopes. A `Model` keeps them beside the graph, by node 
 from __future__ import annotations
 
 import ast
-import itertools
 import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
-from onnxquant.errors import OnnxquantError
+from onnxquant.errors import OnnxquantError, first_line
+from onnxquant.graph.edit import UniqueNames
 
 MINIMUM_OPSET = 13
 """Per-channel QuantizeLinear and DequantizeLinear exist since opset 13."""
 
 MINIMUM_OPSET_FLOAT16 = 19
 """Since opset 19 the scale of DequantizeLinear, and so its output, may be float16."""
+
+NUMPY_TYPES = {"float": "float32", "float16": "float16", "double": "float64", "bool": "bool"} | {
+    name: name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+"""ONNX Runtime's names of the tensor types that numpy has."""
 
 PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2
 """Bytes of weights above which a file needs external data (protobuf's 2 GiB, with room for the graph)."""
@@ -43,6 +49,7 @@ class Model:
         node_metadata: metadata_props of every node that has some, by node name.
         name: what messages call this model: its path, or "model".
         size_bytes: the model as it was read, external data included.
+        header: a ModelProto without nodes, for the version, domain and descriptions that graphsurgeon has no place for.
     """
 
     graph: gs.Graph
@@ -50,6 +57,7 @@ class Model:
     node_metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     name: str = "model"
     size_bytes: int = 0
+    header: onnx.ModelProto = field(default_factory=onnx.ModelProto)
 
     def scope(self, node: gs.Node) -> str:
         """The module `node` came from, as ``stages.2.1.conv``; "" where the exporter left no trace of it.
@@ -60,16 +68,15 @@ class Model:
         if scopes:
             try:
                 names = ast.literal_eval(scopes)  # never eval: the text comes from a stranger's file
-                return str(names[-2]) if len(names) > 1 else ""
+                return str(names[-2]) if isinstance(names, list) and len(names) > 1 else ""
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 return ""
         parts = node.name.split("/")
         if len(parts) < 3 or parts[0]:
             return ""
         scope = ""
-        for part in parts[
-            1:-1
-        ]:  # "stages", "stages.2", "stages.2.1", "conv": a part that repeats its parent extends it
+        # "stages", "stages.2", "stages.2.1", "conv": a part that repeats its parent extends it.
+        for part in parts[1:-1]:
             scope = part if part.startswith(f"{scope}.") or not scope else f"{scope}.{part}"
         return scope
 
@@ -77,6 +84,9 @@ class Model:
         """The graph as a ModelProto, metadata restored for every node that kept its name."""
         model: onnx.ModelProto = gs.export_onnx(self.graph)
         onnx.helper.set_model_props(model, self.metadata)
+        model.model_version, model.domain = self.header.model_version, self.header.domain
+        model.doc_string = self.header.doc_string
+        model.graph.metadata_props.extend(self.header.graph.metadata_props)
         for node in model.graph.node:
             for key, value in self.node_metadata.get(node.name, {}).items():
                 node.metadata_props.add(key=key, value=value)
@@ -107,7 +117,11 @@ def load(source: Source) -> Model:
     size = proto.ByteSize()
     copied = onnx.ModelProto()
     copied.CopyFrom(proto)
-    proto = check(_convert_opset(copied, name), name)
+    if copied.graph.sparse_initializer:
+        raise OnnxquantError(
+            f"{name}: has sparse initializers, which onnxquant doesn't read; export it with dense ones"
+        )
+    proto = check(_raise_ir_version(_convert_opset(copied, name)), name)
     graph = gs.import_onnx(proto)
     name_nodes(graph)
     node_metadata = {
@@ -116,7 +130,9 @@ def load(source: Source) -> Model:
         if original.metadata_props
     }
     metadata = {prop.key: prop.value for prop in proto.metadata_props}
-    return Model(graph, metadata, node_metadata, name, size)
+    header = onnx.ModelProto(model_version=proto.model_version, domain=proto.domain, doc_string=proto.doc_string)
+    header.graph.metadata_props.extend(proto.graph.metadata_props)
+    return Model(graph, metadata, node_metadata, name, size, header)
 
 
 def read_proto(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -126,7 +142,7 @@ def read_proto(path: str | os.PathLike[str]) -> onnx.ModelProto:
         OnnxquantError: the file can't be read as ONNX.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib's exists raises for a name that is too long, or a folder that is closed
         raise OnnxquantError(f"{path}: no such file")
     if path.is_dir():
         raise OnnxquantError(f"{path}: is a folder; give the .onnx file itself")
@@ -142,7 +158,7 @@ def read_proto(path: str | os.PathLike[str]) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise OnnxquantError(
-            f"{path}: its external data can't be read ({_first_line(error)}); put the data file beside the .onnx file, "
+            f"{path}: its external data can't be read ({first_line(error)}); put the data file beside the .onnx file, "
             "under the name it was exported with"
         ) from None
     return model
@@ -151,13 +167,15 @@ def read_proto(path: str | os.PathLike[str]) -> onnx.ModelProto:
 def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """Check a model and write it; the file appears whole or not at all.
 
-    The graph goes through onnx.checker with full shape inference and an ONNX Runtime session is made from it before
-    anything is written. Weights above 2 GiB go to ``<path>.data``.
+    The graph goes through onnx.checker with full shape inference, and ONNX Runtime runs it once on zeros (if only the
+    batch size is dynamic), before anything is written. Weights above 2 GiB go to ``<path>.data``.
 
     Raises:
         OnnxquantError: the model is invalid, ONNX Runtime refuses it, or `path` can't be written.
     """
     path = Path(path)
+    if os.path.exists(path) and not path.is_file():
+        raise OnnxquantError(f"{path}: can't be written (not a regular file); give another path with -o")
     proto = model.to_proto() if isinstance(model, Model) else model
     proto = check(proto, str(path))
     external = proto.ByteSize() > PROTOBUF_LIMIT
@@ -172,10 +190,10 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
             else:
                 onnx.save(proto, temporary)
             try:
-                ort.InferenceSession(temporary, quiet_session_options(), providers=["CPUExecutionProvider"])
+                _run_once(ort.InferenceSession(temporary, quiet_session_options(), providers=["CPUExecutionProvider"]))
             except Exception as error:  # ONNX Runtime's own exceptions have no common base
                 raise OnnxquantError(
-                    f"{path}: not written, ONNX Runtime refuses the graph: {_first_line(error)}"
+                    f"{path}: not written, ONNX Runtime refuses the graph: {first_line(error)}"
                 ) from None
             if external:
                 (Path(folder) / data).replace(path.parent / data)
@@ -186,6 +204,20 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         ) from None
 
 
+def _run_once(session: ort.InferenceSession) -> None:
+    """Run on zeros; not at all where sizes besides the batch's are unknown."""
+    feeds = {}
+    for value in session.get_inputs():
+        if not value.type.startswith("tensor(") or not all(isinstance(size, int) for size in value.shape[1:]):
+            return
+        dtype = NUMPY_TYPES.get(value.type.removeprefix("tensor(").removesuffix(")"))
+        if dtype is None:
+            return
+        batch = [size if isinstance(size, int) else 1 for size in value.shape[:1]]
+        feeds[value.name] = np.zeros([*batch, *value.shape[1:]], dtype)
+    session.run(None, feeds)
+
+
 def quiet_session_options() -> ort.SessionOptions:
     """Session options for running beside other sessions: only errors are logged, threads don't spin while they wait."""
     options = ort.SessionOptions()
@@ -194,21 +226,15 @@ def quiet_session_options() -> ort.SessionOptions:
     return options
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def check(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """`proto` with every shape inferred, once onnx.checker has passed it."""
     try:
-        if (
-            proto.ByteSize() > PROTOBUF_LIMIT
-        ):  # serialising for the checker and for shape inference is impossible above it
-            return proto
+        if proto.ByteSize() > PROTOBUF_LIMIT:
+            return proto  # the checker and shape inference serialise the model, which is impossible at this size
         onnx.checker.check_model(proto)
         return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
-        raise OnnxquantError(f"{name}: not a valid ONNX graph: {_first_line(error)}") from None
+        raise OnnxquantError(f"{name}: not a valid ONNX graph: {first_line(error)}") from None
 
 
 def _convert_opset(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -217,9 +243,7 @@ def _convert_opset(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     newest = onnx.defs.onnx_opset_version()
     if opset > newest:
         raise OnnxquantError(f"{name}: opset {opset} is newer than this onnx package knows ({newest}); upgrade onnx")
-    minimum = MINIMUM_OPSET
-    if any(initializer.data_type == onnx.TensorProto.FLOAT16 for initializer in proto.graph.initializer):
-        minimum = MINIMUM_OPSET_FLOAT16
+    minimum = MINIMUM_OPSET_FLOAT16 if _holds_float16(proto.graph) else MINIMUM_OPSET
     if opset >= minimum:
         return proto
     try:
@@ -228,21 +252,32 @@ def _convert_opset(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
         return converted
     except Exception as error:  # the converter raises whatever its C++ adapters throw
         raise OnnxquantError(
-            f"{name}: opset {opset} can't be converted to {minimum} ({_first_line(error)}); "
+            f"{name}: opset {opset} can't be converted to {minimum} ({first_line(error)}); "
             "export it again with opset 17 or later"
         ) from None
 
 
+def _holds_float16(graph: onnx.GraphProto) -> bool:
+    constants = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+    types = [tensor.data_type for tensor in (*graph.initializer, *constants)]
+    types += [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
+    return onnx.TensorProto.FLOAT16 in types
+
+
+def _raise_ir_version(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Functions need IR version 8; below 4, initializers would have to be inputs."""
+    opsets = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx", "ai.onnx.ml")]
+    proto.ir_version = max(proto.ir_version, 8, onnx.helper.find_min_ir_version_for(opsets))
+    return proto
+
+
 def name_nodes(graph: gs.Graph) -> None:
     """Give every node of the main graph a name of its own: plans, metadata and messages refer to nodes by name."""
-    used = {node.name for node in graph.nodes}
+    unique = UniqueNames(node.name for node in graph.nodes)
     seen: set[str] = set()
     for position, node in enumerate(graph.nodes):
         if not node.name or node.name in seen:
-            base = node.name or f"{node.op}_{position}"
-            candidates = itertools.chain([base], (f"{base}_{n}" for n in itertools.count(1)))
-            node.name = next(name for name in candidates if name not in used)
-            used.add(node.name)
+            node.name = unique(node.name or f"{node.op}_{position}")
         seen.add(node.name)
 
 

@@ -71,7 +71,7 @@ def compare(
     if not len(dataset):
         raise OnnxquantError(f"{dataset.name}: has no samples; give at least one")
     runners = Runner(a, name_a), Runner(b, name_b)
-    outputs = list(runners[0].outputs)
+    outputs = [name for name, kind in runners[0].outputs.items() if kind.startswith("tensor(")]
     _require_same("outputs", name_a, name_b, *({(name, None) for name in runner.outputs} for runner in runners))
 
     total = len(dataset) * (2 if per_layer else 1)

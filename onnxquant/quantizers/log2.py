@@ -26,8 +26,8 @@ DEFAULT_EPSILON = 1e-5
 """EfficientQuant, section 3.1."""
 
 FINEST_STEP = 1e-4
-"""Octaves. A constant tensor has Δ = 0; with this one its value keeps a relative error of 1e-4. The float32 rounding of a
-logarithm (2e-6) stays far below half a step, so that clipped values can't reach codes outside their range."""
+"""Octaves. A constant tensor has Δ = 0; with this one its value keeps a relative error of 1e-4. The float32 rounding of
+a logarithm (2e-6) stays far below half a step, so that clipped values can't reach codes outside their range."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -46,6 +46,10 @@ class Log2Quantizer:
     maximum: Annotated[float, Field(ge=0, le=1)]
     epsilon: Annotated[float, Field(gt=0, le=0.1)] = DEFAULT_EPSILON
     kind: Literal["log2"] = "log2"
+
+    def __post_init__(self) -> None:
+        if self.minimum > self.maximum:
+            raise ValueError("minimum must not be above maximum")
 
     @classmethod
     def from_range(cls, minimum: float, maximum: float, *, bits: int, epsilon: float) -> Log2Quantizer:

@@ -28,9 +28,14 @@ Float32 = Annotated[
 
 Int32 = Annotated[
     NDArray[np.int32],
-    PlainValidator(lambda values: np.asarray(values, np.int32)),
+    PlainValidator(lambda values: np.asarray(values, np.int64).clip(-(2**31), 2**31 - 1).astype(np.int32)),
     PlainSerializer(lambda array: array.tolist()),
 ]
+
+
+SMALLEST_SCALE = {"float32": float(np.finfo(np.float32).tiny), "float16": 2.0**-20}
+"""By the type scales are stored in. float16 has no normal number below 2^-14, which would be too coarse a step for the
+small weights of many channels: 2^-20 is subnormal and still has a relative precision of 3 %."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -52,6 +57,15 @@ class UniformQuantizer:
     axis: int | None = None
     kind: Literal["uniform"] = "uniform"
 
+    def __post_init__(self) -> None:
+        low, high = self.code_range
+        if self.scale.shape != self.zero_point.shape or self.scale.ndim != (self.axis is not None):
+            raise ValueError("scale and zero_point must be numbers without axis, or lists of one length with one")
+        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise ValueError("every scale must be a number above 0")
+        if not ((self.zero_point >= low) & (self.zero_point <= high)).all():
+            raise ValueError(f"zero_point must be a code, {low} to {high}")
+
     @classmethod
     def from_range(
         cls,
@@ -69,7 +83,8 @@ class UniformQuantizer:
             minimum: shape () or (channels,).
             maximum: same shape.
             bits: 2 to 8.
-            symmetric: int8 codes from -(2^(b-1) - 1) and zero-point 0, else uint8 codes and a zero-point (Eq. 1).
+            symmetric: int8 codes and zero-point 0, the range widened to [-m, m], m = max |x|; else uint8 codes and a
+                zero-point (Eq. 1).
             axis: the channels' axis; None for one range.
             scale_dtype: the type the scale is stored in; it is rounded to it here, so that codes are made with the
                 stored value.
@@ -77,9 +92,8 @@ class UniformQuantizer:
         low, high = np.minimum(minimum, 0).astype(np.float64), np.maximum(maximum, 0).astype(np.float64)
         levels = 2**bits - 1
         step = np.maximum(-low, high) / (levels // 2) if symmetric else (high - low) / levels
-        # An all-zero or denormal channel would get scale 0, which no runtime accepts: the smallest normal number stands
-        # in.
-        scale = np.maximum(step, np.finfo(scale_dtype).tiny).astype(scale_dtype).astype(np.float32)
+        # An all-zero or denormal channel would get scale 0, which no runtime accepts: a tiny one stands in.
+        scale = np.maximum(step, SMALLEST_SCALE[np.dtype(scale_dtype).name]).astype(scale_dtype).astype(np.float32)
         zero_point = np.zeros_like(scale) if symmetric else np.clip(np.rint(-low / scale), 0, levels)
         return cls(bits, symmetric, scale, zero_point.astype(np.int32), axis)
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-import sys
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from onnxquant.errors import OnnxquantError
+from onnxquant.errors import OnnxquantError, first_invalid
+from onnxquant.files import packaged_names, packaged_toml, tomllib
 from onnxquant.pass_manager import Pass
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ENTRY_POINT_GROUP = "onnxquant.passes"
 """Packages add passes of their own under this group: name = "module:Class"."""
@@ -42,8 +37,7 @@ class Recipe(BaseModel):
 
 def recipe_names() -> list[str]:
     """The recipes that come with onnxquant."""
-    files = resources.files(__name__).iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    return packaged_names(__name__)
 
 
 def load_recipe(name: str) -> Recipe:
@@ -60,7 +54,7 @@ def load_recipe(name: str) -> Recipe:
                 f"--recipe {name}: can't be read ({getattr(error, 'strerror', None) or error})"
             ) from None
     elif name in recipe_names():
-        text = (resources.files(__name__) / f"{name}.toml").read_text("utf-8")
+        return Recipe.model_validate(packaged_toml(__name__, name))
     else:
         raise OnnxquantError(
             f"--recipe {name}: unknown; choose one of {', '.join(recipe_names())}, or give the path of a .toml file"
@@ -70,7 +64,7 @@ def load_recipe(name: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise OnnxquantError(f"--recipe {name}: not TOML: {error}") from None
     except ValidationError as error:
-        raise OnnxquantError(f"--recipe {name}: {describe(error)}") from None
+        raise OnnxquantError(f"--recipe {name}: {first_invalid(error)}") from None
 
 
 def build_passes(recipe: Recipe, overrides: list[str] | None = None) -> list[Pass]:
@@ -102,7 +96,7 @@ def build_passes(recipe: Recipe, overrides: list[str] | None = None) -> list[Pas
         try:
             passes.append(find_pass(name)(**options))
         except ValidationError as error:
-            raise OnnxquantError(f"{name}: {describe(error)}; see `onnxquant passes`") from None
+            raise OnnxquantError(f"{name}: {first_invalid(error)}; see `onnxquant passes`") from None
     return passes
 
 
@@ -129,16 +123,6 @@ def find_pass(name: str) -> type[Pass]:
     module = importlib.import_module(f"onnxquant.passes.{name}")
     classes = (value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Pass))
     return next(value for value in classes if value.pass_name() == name)
-
-
-def describe(error: ValidationError) -> str:
-    """The first thing pydantic found wrong, in a line."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    what = "unknown option" if first["type"] == "extra_forbidden" else first["msg"]
-    return f"{where}: {what}" + (
-        "" if first["type"] in ("extra_forbidden", "missing") else f" (got {first['input']!r})"
-    )
 
 
 def _read_value(text: str) -> Any:

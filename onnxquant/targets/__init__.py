@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import resources
-
 from pydantic import BaseModel, ConfigDict
 
 from onnxquant.errors import OnnxquantError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from onnxquant.files import packaged_names, packaged_toml
 
 
 class Target(BaseModel):
@@ -34,8 +27,8 @@ class Target(BaseModel):
 
 
 def target_names() -> list[str]:
-    files = resources.files(__name__).iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    """All targets there are."""
+    return packaged_names(__name__)
 
 
 def load_target(name: str) -> Target:
@@ -46,4 +39,4 @@ def load_target(name: str) -> Target:
     """
     if name not in target_names():
         raise OnnxquantError(f"--target {name}: unknown; choose one of {', '.join(target_names())}")
-    return Target.model_validate(tomllib.loads((resources.files(__name__) / f"{name}.toml").read_text("utf-8")))
+    return Target.model_validate(packaged_toml(__name__, name))

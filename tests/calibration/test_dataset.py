@@ -561,7 +561,8 @@ def test_a_larger_fixed_batch_is_filled_up_and_says_how_much_of_it_counts():
     assert last.names == ("data[4]",)
     assert last.feeds["x"].tolist() == [[12, 13, 14]] * 4
     assert last.without_padding(last.feeds["x"]).shape == (1, 3)
-    assert last.without_padding(np.zeros((16, 3))).shape == (16, 3)
+    assert last.without_padding(np.zeros((6, 3))).shape == (6, 3), "axis 0 is no batch"
+    assert last.without_padding(np.zeros((16, 3))).shape == (4, 3), "four windows of the one sample that counts"
 
 
 def test_samples_of_different_shape_cannot_share_a_batch_and_the_odd_one_is_named():

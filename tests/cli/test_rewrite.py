@@ -100,7 +100,7 @@ def test_the_input_is_written_over_only_when_asked(folder):
     before = (folder / "model.onnx").read_bytes()
     refused = onnxquant("rewrite", "model.onnx", "-o", "model.onnx", cwd=folder)
     assert refused.returncode == 2
-    assert "is the input itself; give another path with -o, or --overwrite" in refused.stderr
+    assert "is the input itself (MODEL); give another path, or --overwrite" in refused.stderr
     assert (folder / "model.onnx").read_bytes() == before
     assert onnxquant("rewrite", "model.onnx", "-o", "model.onnx", "--overwrite", cwd=folder).returncode == 0
     assert (folder / "model.onnx").read_bytes() != before

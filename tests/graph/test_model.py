@@ -94,6 +94,42 @@ def test_a_float16_model_keeps_its_type_at_an_opset_whose_dequantizelinear_has_i
     assert converted.graph.initializer[0].data_type == onnx.TensorProto.FLOAT16
 
 
+def test_float16_in_constant_nodes_counts_too():
+    proto = parse(
+        """g (float16[1, 1, 2, 2] x) => (float16[1, 1, 2, 2] y) {
+            w = Constant <value = float16[1, 1, 1, 1] {1}> ()
+            y = Conv (x, w)
+        }"""
+    )
+    assert load(proto).to_proto().opset_import[0].version >= 19
+
+
+def test_initializers_that_are_inputs_as_well_are_no_inputs_any_more():
+    proto = parse("g (float[2] x) => (float[2] y) { y = Add (x, w) }", w=np.ones(2, np.float32))
+    proto.graph.input.append(helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [2]))
+    proto.ir_version = 3
+    result = load(proto).to_proto()
+    assert [value.name for value in result.graph.input] == ["x"]
+    assert result.ir_version >= 8, "functions need it"
+
+
+def test_version_domain_and_descriptions_survive():
+    proto = attention()
+    proto.model_version, proto.domain, proto.doc_string, proto.graph.doc_string = 7, "com.me", "mine", "a graph"
+    result = load(proto).to_proto()
+    assert (result.model_version, result.domain, result.doc_string) == (7, "com.me", "mine")
+    assert result.graph.doc_string == "a graph"
+
+
+def test_sparse_initializers_are_refused_by_name():
+    proto = parse("g (float[4] x) => (float[4] y) { y = Relu (x) }")
+    values = helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
+    indices = helper.make_tensor("i", onnx.TensorProto.INT64, [1], [2])
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
+    with pytest.raises(OnnxquantError, match="sparse initializers"):
+        load(proto)
+
+
 def test_functions_and_subgraphs_are_kept():
     proto = parser.parse_model(
         """<ir_version: 9, opset_import: ["" : 17, "mine" : 1]>
@@ -163,6 +199,23 @@ def test_a_graph_that_onnx_runtime_refuses_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_graph_that_fails_when_it_runs_is_not_written(tmp_path):
+    proto = parse(
+        "g (float[N, 4] x) => (float[M] y) { s = Reshape (x, shape) \n y = Squeeze (s) }",
+        shape=np.array([3, -1], np.int64),
+    )
+    with pytest.raises(OnnxquantError, match="ONNX Runtime refuses the graph"):
+        save(proto, tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_no_regular_file_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OnnxquantError, match="not a regular file"):
+        save(attention(), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_an_unwritable_folder_is_named(tmp_path):
     with pytest.raises(OnnxquantError, match=r"missing/out\.onnx: can't be written.*-o"):
         save(attention(), tmp_path / "missing" / "out.onnx")
@@ -204,6 +257,8 @@ def test_scopes_of_both_exporters_read_alike():
     )
     proto.graph.node[2].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="__import__('os').abort()")
     model = load(proto)
+    proto.graph.node[2].metadata_props[0].value = "{1: 2, 3: 4}"
+    assert load(proto).scope(load(proto).graph.nodes[2]) == ""
     assert [model.scope(node) for node in model.graph.nodes] == ["stages.2.1.conv_1x1", "stages.2.1.conv_1x1", ""]
 
 

@@ -46,6 +46,11 @@ def test_an_identity_between_activations_vanishes():
     assert op_types(folded(proto)) == ["Relu", "Exp"]
 
 
+def test_a_random_value_is_drawn_at_every_run():
+    proto = parse("g (float[3] x) => (float[3] y) { r = RandomNormal <shape = [3]> () \n y = Add (x, r) }")
+    assert op_types(folded(proto)) == ["RandomNormal", "Add"]
+
+
 def test_an_identity_that_names_an_output_stays():
     proto = parse("g (float[1, 3] x) => (float[1, 3] y, float[1, 3] z) { y = Relu (x) \n z = Identity (y) }")
     result = folded(proto)

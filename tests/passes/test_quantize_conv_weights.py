@@ -160,6 +160,56 @@ def test_excluded_layers_stay_in_float_by_name_or_scope():
     assert len(quantize(proto, exclude=["head"])[1].entries) == 1
 
 
+def test_a_pattern_that_matches_nothing_is_mentioned():
+    model = load(convolution("Conv", normal(6, 4, 3, 3)))
+    result = QuantizeConvWeights(exclude=["zzz"]).run(model.graph, PassContext(model, blocks=Blocks([])))
+    assert "exclude 'zzz' matches no convolution" in result.notes
+
+
+def test_convolutions_out_of_reach_are_counted():
+    proto = parse(
+        """g (float[1, 4, 8, 8] x, bool c) => (float[1, 4, 8, 8] y) {
+            y = If (c) <
+                then_branch = yes () => (float[1, 4, 8, 8] t) { t = Conv (x, w) },
+                else_branch = no () => (float[1, 4, 8, 8] e) { e = Neg (x) }
+            >
+        }""",
+        w=normal(4, 4, 1, 1),
+    )
+    model = load(proto)
+    result = QuantizeConvWeights().run(model.graph, PassContext(model, blocks=Blocks([])))
+    assert "1 convolutions in subgraphs and functions left in float" in result.notes
+
+
+def test_names_that_the_graph_has_already_are_not_taken_again():
+    proto = parse(
+        """g (float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y) {
+            h = Conv (x, w)
+            w_dequantized = Mul (h, w_scale)
+            y = Add (w_dequantized, w_quantized)
+        }""",
+        w=normal(6, 4, 1, 1),
+        w_scale=normal(6, 1, 1),
+        w_quantized=normal(6, 1, 1),
+    )
+    result, _ = quantize(proto)
+    x = normal(2, 4, 8, 8)
+    exact, quantized = run(proto, x=x)[0], run(result, x=x)[0]
+    assert np.linalg.norm(quantized - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_a_double_precision_convolution_is_left_alone():
+    proto = convolution("Conv", normal(6, 4, 3, 3).astype(np.float64), dtype="double")
+    assert op_types(quantize(proto)[0]) == ["Conv"]
+
+
+def test_small_float16_weights_keep_their_accuracy():
+    weight = (1e-3 * normal(6, 4, 3, 3)).astype(np.float16)
+    result, _ = quantize(convolution("Conv", weight, dtype="float16", opset=19))
+    error = dequantized(result).astype(np.float32) - weight
+    assert np.linalg.norm(error) < 0.01 * np.linalg.norm(weight.astype(np.float32))
+
+
 def test_a_convolution_with_a_computed_weight_is_left_alone():
     proto = parse("g (float[1, 4, 8, 8] x, float[6, 4, 3, 3] w) => (float[1, 6, H, W] y) { y = Conv (x, w) }")
     assert op_types(quantize(proto)[0]) == ["Conv"]
