@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from onnxquant.cli.options import BatchSize, Data, Json, Limit, ModelPath, PerClass, Preprocess
 
 
@@ -12,6 +17,12 @@ def evaluate_command(
     per_class: PerClass = None,
     preprocess: Preprocess = None,
     limit: Limit = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="ONNX file to count agreement with: how often both prefer the same class.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Keep the counts in this file, and go on from it after an interruption.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the top-1 and top-5 accuracy of a classifier in ONNX Runtime."""
@@ -20,7 +31,7 @@ def evaluate_command(
 
     dataset = open_data(data, model, per_class, preprocess, limit)
     with progress_bar("evaluating") as progress:
-        accuracy = evaluate(model, dataset, batch_size, progress)
+        accuracy = evaluate(model, dataset, batch_size, progress, reference=reference, resume=resume)
     low, high = accuracy.interval
     if as_json:
         print_json(
@@ -30,6 +41,7 @@ def evaluate_command(
                 "top1": accuracy.top1,
                 "top1_interval": [low, high],
                 "top5": accuracy.top5,
+                "agreement": accuracy.agreement,
                 "samples": accuracy.samples,
                 "seconds": accuracy.seconds,
             }
@@ -45,4 +57,6 @@ def evaluate_command(
     table.add_row("data", f"{shown(data)}, {accuracy.samples} samples in {accuracy.seconds:.1f} s")
     table.add_row("top-1", f"{accuracy.top1:.2%} (95 % interval {low:.2%} to {high:.2%})")
     table.add_row("top-5", f"{accuracy.top5:.2%}")
+    if accuracy.agreement is not None:
+        table.add_row("agreement", f"{accuracy.agreement:.2%} with {shown(str(reference))}")
     open_console().print(table)

@@ -79,7 +79,7 @@ def test_data_without_labels_is_refused():
 def test_a_label_that_is_no_class_of_the_model_is_refused(label):
     model = identity()
     message = refused(model, data(model, scores([0, 0]), np.array([0, label])))
-    assert f"data[1]: its label is {label}, but output y of logits_are_inputs has classes 0 to 7" in message
+    assert f"data[1]: its label is {label}, but logits_are_inputs has classes 0 to 7" in message
 
 
 def test_an_output_that_is_no_row_of_logits_is_refused():
@@ -110,3 +110,53 @@ def test_a_model_that_fails_while_running_is_named_with_the_sample():
 def test_a_file_that_is_missing_is_named(tmp_path):
     model = identity()
     assert "no.onnx: no such file" in refused(tmp_path / "no.onnx", data(model, scores([0] * 8), LABELS))
+
+
+def classifier(scale=1.0):
+    """Logits that are the inputs, (N, 3), times a scale."""
+    return parse("g (float[N, 3] x) => (float[N, 3] y) { y = Mul (x, s) }", s=np.float32(scale))
+
+
+def test_agreement_is_counted_against_a_reference_not_the_labels(tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], labels=np.array([0, 1, 2, 1]))
+    data = open_dataset(tmp_path / "data.npz", input_specs(classifier()), None)
+    same = evaluate(classifier(), data, reference=classifier(2.0))
+    opposite = evaluate(classifier(), data, reference=classifier(-1.0))
+    assert (same.top1, same.agreement) == (0.75, 1.0)
+    assert opposite.agreement == 0.0
+    assert evaluate(classifier(), data).agreement is None
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], labels=np.array([0, 1, 2, 1]))
+    data = open_dataset(tmp_path / "data.npz", input_specs(classifier()), None)
+    state, seen = tmp_path / "state.json", []
+
+    def interrupt(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(classifier(), data, 1, interrupt, resume=state)
+    whole = evaluate(classifier(), data, 1)
+    resumed = evaluate(classifier(), data, 1, lambda done, total: seen.append(done), resume=state)
+    assert seen == [3, 4]
+    assert (resumed.top1, resumed.top5, resumed.samples) == (whole.top1, whole.top5, 4)
+    assert not state.exists()
+
+
+def test_the_state_of_another_evaluation_is_refused(tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.eye(3, dtype=np.float32)[[0, 1]], labels=np.array([0, 1]))
+    data = open_dataset(tmp_path / "data.npz", input_specs(classifier()), None)
+    state = tmp_path / "state.json"
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(classifier(), data, 1, interrupt, resume=state)
+    with pytest.raises(OnnxquantError, match="is of another model or data"):
+        evaluate(classifier(2.0), data, 1, resume=state)
+    state.write_text("{}")
+    with pytest.raises(OnnxquantError, match="not the state of an evaluation"):
+        evaluate(classifier(), data, 1, resume=state)
