@@ -52,7 +52,7 @@ def main() -> None:
             make_images(Path(folder), 32)
         output = Path(folder) / "out.onnx"
         command = [
-            sys.executable, "-m", "onnxquant", "rewrite", str(args.model), "--calib", calibration,
+            str(Path(sys.executable).with_name("onnxquant")), "rewrite", str(args.model), "--calib", calibration,
             "--recipe", args.recipe, "-o", str(output),
         ]  # fmt: skip
         seconds, megabytes = zip(*(run_once(command) for _ in range(args.runs)), strict=True)

@@ -17,7 +17,7 @@ DEMO = Path(__file__).parents[2] / "models" / "demo"
 
 
 def onnxquant(*arguments, cwd=None):
-    command = [sys.executable, "-m", "onnxquant", *map(str, arguments)]
+    command = [Path(sys.executable).with_name("onnxquant"), *map(str, arguments)]  # the installed one, wherever we are
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
@@ -129,7 +129,8 @@ def test_the_demo_keeps_its_accuracy(tmp_path):
 
 def test_help_is_quick_and_lists_the_verbs():
     script = "import time; s = time.perf_counter(); import onnxquant.cli, sys; print(sorted(sys.modules))"
-    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-I", "-c", script]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for heavy in ("numpy", "onnx", "onnxruntime", "pydantic", "torch", "PIL"):
         assert f"'{heavy}'" not in modules, f"{heavy} is imported before a verb needs it"
     text = onnxquant("--help").stdout

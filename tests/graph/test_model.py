@@ -229,6 +229,7 @@ def test_saved_bytes_do_not_depend_on_the_process(tmp_path, hybrid):
     digests = {
         subprocess.run(
             [sys.executable, "-c", script, hybrid, tmp_path / "out.onnx"],
+            cwd=tmp_path,
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
