@@ -98,8 +98,8 @@ class ChannelMinMax(Observer):
 
     def __init__(self, axis: int = 1) -> None:
         self.axis = axis
-        self.minimum: NDArray[np.float32] = np.float32([np.inf])
-        self.maximum: NDArray[np.float32] = np.float32([-np.inf])
+        self.minimum: NDArray[np.float32] = np.full(1, np.inf, np.float32)
+        self.maximum: NDArray[np.float32] = np.full(1, -np.inf, np.float32)
 
     def update(self, *reduced: NDArray[Any]) -> None:
         rows = np.moveaxis(reduced[0], self.axis, 0).reshape(reduced[0].shape[self.axis], -1)

@@ -12,6 +12,7 @@ from onnxquant.cli.compare import compare_command
 from onnxquant.cli.evaluate import evaluate_command
 from onnxquant.cli.export import export_command
 from onnxquant.cli.listing import passes_command, recipes_command, targets_command
+from onnxquant.cli.report import report_command
 from onnxquant.cli.rewrite import rewrite_command
 from onnxquant.errors import OnnxquantError
 
@@ -47,6 +48,7 @@ app.command("rewrite")(rewrite_command)
 app.command("blocks")(blocks_command)
 app.command("compare")(compare_command)
 app.command("evaluate")(evaluate_command)
+app.command("report")(report_command)
 app.command("export")(export_command)
 app.command("passes")(passes_command)
 app.command("recipes")(recipes_command)
