@@ -6,7 +6,7 @@ through a quantize and a dequantize node on its way to its consumers; a graph ou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
 from typing import ClassVar
 
 import numpy as np
@@ -38,7 +38,7 @@ class InsertQuantizers(Pass):
 
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
         tensors = graph.tensors()
-        inserter = _Inserter(graph, UniqueNames.of_tensors(graph))
+        inserter = _Inserter(graph)
         for entry in context.plan.entries:
             tensor = tensors.get(entry.tensor)
             if tensor is None:
@@ -51,6 +51,7 @@ class InsertQuantizers(Pass):
                 inserter.quantize_log2(tensor, entry.quantizer)
             else:
                 raise _misfit(entry, f"is an {entry.role}, which no {entry.quantizer.kind} quantizer is for")
+        inserter.finish()
         graph.cleanup()
         count = len(context.plan.entries)
         return PassResult(count > 0, (f"{count} quantizers inserted",) if count else ("the plan is empty",))
@@ -88,10 +89,15 @@ def _check_activation(tensor: gs.Tensor, entry: PlanEntry) -> None:
         raise _misfit(entry, "is not a value that one node computes and another reads")
 
 
-@dataclass
 class _Inserter:
-    graph: gs.Graph
-    unique: UniqueNames
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph, self.unique = graph, UniqueNames.of_tensors(graph)
+        self._positions = {id(node): position for position, node in enumerate(graph.nodes)}
+        self._inner_readers: dict[str, list[int]] = {}  # nodes whose subgraphs read a tensor from outside
+        for position, node in enumerate(graph.nodes):
+            for name in (name for subgraph in node.subgraphs() for name in subgraph.tensors()):
+                self._inner_readers.setdefault(name, []).append(position)
+        self._before: defaultdict[int, list[gs.Node]] = defaultdict(list)  # new nodes, by the node they go before
 
     def quantize_weight(self, weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuantizer) -> None:
         codes = _codes(weight, entry, quantizer).astype(quantizer.code_dtype)
@@ -105,19 +111,20 @@ class _Inserter:
         attributes = {} if quantizer.axis is None else {"axis": quantizer.axis}
         dequantized = gs.Variable(self.unique(f"{weight.name}_dequantized"), weight.dtype, weight.shape)
         node = gs.Node("DequantizeLinear", f"{weight.name}_DequantizeLinear", attributes, parameters, [dequantized])
+        self._before[self._first_reader(weight)].append(node)
         replace_uses(weight, dequantized)
-        self._insert_before_readers(dequantized, [node])
 
     def quantize_log2(self, tensor: gs.Variable, quantizer: Log2Quantizer) -> None:
         add_log2_functions(self.graph)
         codes = gs.Variable(self.unique(f"{tensor.name}_log2_codes"), np.int8, tensor.shape)
         dequantized = gs.Variable(self.unique(f"{tensor.name}_log2_dequantized"), tensor.dtype, tensor.shape)
-        replace_uses(tensor, dequantized)
         minimum, maximum = quantizer.clip_range
         step = {"log_offset": quantizer.offset, "log_scale": quantizer.scale}
         quantize = {"epsilon": quantizer.epsilon, "minimum": minimum, "maximum": maximum, **step}
         dequantize = {**step, "to": int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype or np.float32)))}
-        nodes = [
+        before = self._before[self._first_reader(tensor)]
+        replace_uses(tensor, dequantized)
+        before += [
             gs.Node("Log2QuantizeLinear", f"{tensor.name}_Log2QuantizeLinear", quantize, [tensor], [codes], DOMAIN),
             gs.Node(
                 "Log2DequantizeLinear",
@@ -128,17 +135,19 @@ class _Inserter:
                 DOMAIN,
             ),
         ]
-        self._insert_before_readers(dequantized, nodes)
 
-    def _insert_before_readers(self, tensor: gs.Variable, nodes: list[gs.Node]) -> None:
-        """Put `nodes`, the last of which makes `tensor`, where the graph stays sorted and otherwise as it was."""
-        readers = {id(reader) for reader in tensor.outputs}
-        first = next(
-            position
-            for position, node in enumerate(self.graph.nodes)
-            if id(node) in readers or any(tensor.name in subgraph.tensors() for subgraph in node.subgraphs())
-        )
-        self.graph.nodes[first:first] = nodes
+    def _first_reader(self, tensor: gs.Tensor) -> int:
+        """Position of the first node that reads `tensor`, by itself or in a subgraph."""
+        readers = [self._positions[id(reader)] for reader in tensor.outputs if id(reader) in self._positions]
+        return min(readers + self._inner_readers.get(tensor.name, []))
+
+    def finish(self) -> None:
+        """Put the new nodes into the graph, which stays sorted and otherwise as it was."""
+        self.graph.nodes = [
+            node
+            for position, original in enumerate(self.graph.nodes)
+            for node in (*self._before.get(position, ()), original)
+        ]
 
 
 def _codes(weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuantizer) -> NDArray[np.floating]:
