@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV := .venv
 EXPORT_VENV := .venv-export
-SOURCES := pyproject.toml $(shell find onnxquant passes -name '*.py' -o -name '*.toml')
+SOURCES := pyproject.toml models/zoo.toml $(shell find onnxquant passes -name '*.py' -o -name '*.toml' -o -path '*/report/*')
 
 DEMO := models/demo
 DEMO_MODEL := $(DEMO)/mobilevit_xxs_digits.onnx

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import io
 import json
 import logging
@@ -11,17 +12,20 @@ import os
 import textwrap
 import warnings
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 from onnxquant.errors import OnnxquantError
 from onnxquant.preprocessing import CLASSES_KEY, METADATA_KEY, Preprocessing
+from onnxquant.zoo import load_zoo
 
 if TYPE_CHECKING:
     import onnx
 
 Exporter = Literal["torchscript", "dynamo"]
+Batch = Literal["dynamic"] | int
 
 DEFAULT_OPSET: dict[Exporter, int] = {"torchscript": 17, "dynamo": 20}
 STACK_TRACE = "pkg.torch.onnx.stack_trace"
@@ -33,11 +37,12 @@ def export(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     exporter: Exporter = "torchscript",
-    batch: Literal["dynamic"] | int = "dynamic",
+    batch: Batch = "dynamic",
     seed: int | None = None,
     opset: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write timm's `arch` as float ONNX to `output` and return that path.
+    """Write `arch`, a model of the zoo or of timm, as float ONNX to `output` and return that path.
 
     The graph has one input ``input``, float32 (N, 3, H, W), and one output ``logits``, float32 (N, classes); N is
     `batch`, or a free dimension named ``batch``. The weights come from `checkpoint` (a file of `tools/train.py`, which
@@ -46,6 +51,9 @@ def export(
 
     The model's metadata_props hold ``onnxquant.preprocessing`` (JSON: input_size, crop_pct, crop_mode, interpolation,
     mean, std), ``onnxquant.classes`` (JSON list of names, if known) and ``onnxquant.source``.
+
+    `cache` is a folder that keeps what was exported: the same arguments, with the same versions of torch, timm and
+    onnxquant, are exported once and copied from there afterwards.
 
     Raises OnnxquantError: torch or timm missing, unknown `arch`, unusable checkpoint, weights out of reach, or the
     exporter cannot convert the model.
@@ -59,13 +67,117 @@ def export(
         raise OnnxquantError("a checkpoint and a seed exclude each other: give --checkpoint or --seed")
     if not output.parent.is_dir():
         raise OnnxquantError(f"{output}: the folder {output.parent} does not exist: create it or choose another output")
+    arch = _timm_name(arch)
+    kept = None
+    if cache is not None and (key := _cache_key(arch, checkpoint, exporter, batch, seed, opset)):
+        kept = Path(cache) / f"{arch}-{exporter}-{key}.onnx"
+        if kept.is_file():
+            _write(kept.read_bytes(), output)
+            return output
+    content = _export(arch, checkpoint, exporter, batch, seed, opset).SerializeToString(deterministic=True)
+    _write(content, output)
+    if kept is not None:
+        with contextlib.suppress(OSError, OnnxquantError):  # a cache that can't be written is none
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            _write(content, kept)
+    return output
+
+
+def default_cache() -> Path:
+    """The folder that `onnxquant export` keeps exports in: $XDG_CACHE_HOME/onnxquant, or ~/.cache/onnxquant."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "onnxquant"
+
+
+def to_onnx(
+    model: Any,
+    name: str,
+    preprocessing: dict[str, Any],
+    *,
+    source: str,
+    classes: list[str] | None = None,
+    exporter: Exporter = "torchscript",
+    batch: Batch = "dynamic",
+    opset: int | None = None,
+) -> onnx.ModelProto:
+    """A torch `model` as float ONNX, with its `preprocessing`, `classes` and `source` in the metadata.
+
+    Raises OnnxquantError: the exporter cannot convert the model, which the message calls `name`.
+    """
+    import torch
+
+    model.eval()
+    # Tracing with one image would make the batch a constant.
+    example = torch.zeros(2 if batch == "dynamic" else batch, 3, *preprocessing["input_size"])
+    try:
+        with _quiet(), torch.no_grad():
+            convert = _export_torchscript if exporter == "torchscript" else _export_dynamo
+            proto = convert(model, example, batch == "dynamic", opset or DEFAULT_OPSET[exporter])
+    except ImportError as error:
+        raise _missing(error) from error
+    except Exception as error:  # whatever the exporters raise, of which there is no common base
+        other = "dynamo" if exporter == "torchscript" else "torchscript"
+        remedy = f"--exporter {other}"
+        if batch == "dynamic":
+            remedy = f"--batch 1 or {remedy}"
+        raise OnnxquantError(
+            f"{name}: the {exporter} exporter failed with batch {batch} ({_first_line(error)}): try {remedy}"
+        ) from error
+
+    _strip_stack_traces(proto)
+    entries = {METADATA_KEY: json.dumps(preprocessing, sort_keys=True), "onnxquant.source": source}
+    if classes is not None:
+        entries[CLASSES_KEY] = json.dumps(classes)
+    for key, value in sorted(entries.items()):
+        proto.metadata_props.add(key=key, value=value)
+    return proto
+
+
+def _timm_name(name: str) -> str:
+    """What timm calls the model of the zoo called `name`; any other name is timm's already."""
+    model = load_zoo().get(name)
+    if model is None:
+        return name
+    if model.timm is None:
+        raise OnnxquantError(f"{name} is not in timm: export it with its own code and give onnxquant the ONNX file")
+    return model.timm
+
+
+def _cache_key(
+    arch: str,
+    checkpoint: str | os.PathLike[str] | None,
+    exporter: Exporter,
+    batch: Batch,
+    seed: int | None,
+    opset: int | None,
+) -> str | None:
+    """Stands for all that an export depends on; None where that can't be known."""
+    try:
+        weights = seed if checkpoint is None else hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+        versions = [metadata.version(package) for package in ("torch", "timm", "onnx", "onnxscript")]
+    except (OSError, metadata.PackageNotFoundError):
+        return None
+    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    text = json.dumps([arch, weights, exporter, batch, opset or DEFAULT_OPSET[exporter], versions, code])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _export(
+    arch: str,
+    checkpoint: str | os.PathLike[str] | None,
+    exporter: Exporter,
+    batch: Batch,
+    seed: int | None,
+    opset: int | None,
+) -> onnx.ModelProto:
+    """The model that timm calls `arch`."""
     try:
         import timm
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise _missing(error) from error
     if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, timm.list_models(), n=3)
+        near = difflib.get_close_matches(arch, [*load_zoo(), *timm.list_models()], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists the known ones"
         raise OnnxquantError(f"{arch!r} is not a timm model: {hint}")
     try:
@@ -81,33 +193,16 @@ def export(
     else:
         model = _pretrained(arch, published) if seed is None else _random(arch, seed)
         preprocessing = _preprocessing(timm.data.resolve_model_data_config(model))
-    model.eval()
-
-    # Tracing with one image would make the batch a constant.
-    example = torch.zeros(2 if batch == "dynamic" else batch, 3, *preprocessing["input_size"])
-    try:
-        with _quiet(), torch.no_grad():
-            convert = _export_torchscript if exporter == "torchscript" else _export_dynamo
-            proto = convert(model, example, batch == "dynamic", opset or DEFAULT_OPSET[exporter])
-    except ImportError as error:
-        raise _missing(error) from error
-    except Exception as error:  # whatever the exporters raise, of which there is no common base
-        other = "dynamo" if exporter == "torchscript" else "torchscript"
-        remedy = f"--exporter {other}"
-        if batch == "dynamic":
-            remedy = f"--batch 1 or {remedy}"
-        raise OnnxquantError(
-            f"{arch}: the {exporter} exporter failed with batch {batch} ({_first_line(error)}): try {remedy}"
-        ) from error
-
-    _strip_stack_traces(proto)
-    metadata = {METADATA_KEY: json.dumps(preprocessing, sort_keys=True), "onnxquant.source": f"timm {arch}"}
-    if classes is not None:
-        metadata[CLASSES_KEY] = json.dumps(classes)
-    for key, value in sorted(metadata.items()):
-        proto.metadata_props.add(key=key, value=value)
-    _write(proto, output)
-    return output
+    return to_onnx(
+        model,
+        arch,
+        preprocessing,
+        source=f"timm {arch}",
+        classes=classes,
+        exporter=exporter,
+        batch=batch,
+        opset=opset,
+    )
 
 
 def _random(arch: str, seed: int) -> Any:
@@ -172,7 +267,7 @@ def _from_checkpoint(arch: str, path: Path) -> tuple[Any, dict[str, Any], list[s
             "it needs arch, state_dict, classes and preprocessing"
         ) from error
     Preprocessing.from_metadata({METADATA_KEY: json.dumps(preprocessing)}, str(path))  # raises where it makes no sense
-    if found != arch:
+    if found != arch.partition(".")[0]:
         raise OnnxquantError(
             f"{path}: holds weights of {found}, not of {arch}: export {found} or give its own checkpoint"
         )
@@ -276,11 +371,11 @@ def _first_line(error: Exception) -> str:
     return textwrap.shorten(lines[0], 160, placeholder=" ...").rstrip(".:")
 
 
-def _write(proto: onnx.ModelProto, output: Path) -> None:
+def _write(content: bytes, output: Path) -> None:
     """Write next to `output` and rename, so that no reader ever meets half a file."""
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        temporary.write_bytes(content)
         temporary.replace(output)
     except OSError as error:
         raise OnnxquantError(f"{output}: cannot be written ({error.strerror}): choose another output") from error

@@ -1,9 +1,9 @@
-"""Make tests/fixtures: exports of timm models with seeded weights, stored without them.
+"""Make tests/fixtures: exports of the zoo's models with seeded weights, stored without them.
 
 Runs in the export environment, from the repository's root::
 
-    python -m tools.make_fixtures                # all
-    python -m tools.make_fixtures mobilevit_xxs  # some
+    python tools/make_fixtures.py                # all
+    python tools/make_fixtures.py mobilevit_xxs  # some
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxquant.export import Exporter, export
-from tests.fixtures import RECIPE, fixture_path, tensors
+sys.path.append(str(Path(__file__).parents[1]))  # last, so that `onnxquant` is the installed package
 
-# timm model -> the exporters that convert it, with a dynamic batch.
-MODELS: dict[str, tuple[Exporter, ...]] = {
-    "mobilevit_xxs": ("torchscript", "dynamo"),
-    "mobilevitv2_050": ("torchscript", "dynamo"),
-    "efficientformer_l1": ("torchscript", "dynamo"),
-    "efficientformerv2_s0": ("torchscript", "dynamo"),
-}
+from onnxquant.export import DEFAULT_OPSET, Exporter, export
+from onnxquant.zoo import load_zoo
+from tests.fixtures import RECIPE, fixture_path, tensors
+from tools.mobile_former import NAME as MOBILE_FORMER
+from tools.mobile_former import export_mobile_former
+
 LARGEST_KEPT = 16  # elements
 FEW = 4  # distinct values: a mask, which noise would make meaningless and xz makes small
 
 
-def make_fixture(arch: str, exporter: Exporter) -> onnx.ModelProto:
-    """Export `arch` with seeded weights and replace its larger float tensors by recipes."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = onnx.load(export(arch, Path(folder) / "model.onnx", exporter=exporter, seed=0))
+def make_fixture(name: str, exporter: Exporter) -> onnx.ModelProto:
+    """Export the zoo's model `name` with seeded weights and replace its larger float tensors by recipes."""
+    if name == MOBILE_FORMER:
+        model = export_mobile_former(exporter)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            model = onnx.load(export(name, Path(folder) / "model.onnx", exporter=exporter, seed=0))
     for tensor in tensors(model):
         values = numpy_helper.to_array(tensor)
         if tensor.data_type == onnx.TensorProto.FLOAT and values.size > LARGEST_KEPT:
@@ -67,10 +68,10 @@ def recipe(values: np.ndarray) -> str:
 
 
 def main() -> None:
-    for arch in sys.argv[1:] or MODELS:
-        for exporter in MODELS[arch]:
-            path = fixture_path(arch, exporter)
-            packed = lzma.compress(make_fixture(arch, exporter).SerializeToString(deterministic=True), preset=9)
+    for name in sys.argv[1:] or load_zoo():
+        for exporter in DEFAULT_OPSET:
+            path = fixture_path(name, exporter)
+            packed = lzma.compress(make_fixture(name, exporter).SerializeToString(deterministic=True), preset=9)
             path.write_bytes(packed)
             print(f"{path.name}: {len(packed) / 1e3:.1f} kB", flush=True)
 

@@ -6,7 +6,8 @@
 
 Between the products lie only shape operators, arithmetic (scale, mask, relative position bias) and at most one linear
 layer a side (talking heads). So an opset converter may wrap the Softmax in Flatten and Reshape, or in Transposes, and
-nothing changes.
+nothing changes. Queries that are learned and don't depend on the input make the first product one by a constant on its
+left (Mobile-Former's first block); that counts if keys and values come from the same tokens.
 
 The second and third form need more than their shape: a select-kernel block also is Softmax, Mul, ReduceSum, and a
 global-context block Softmax, MatMul. There the weights come from other features than the values; in attention both are
@@ -37,6 +38,7 @@ class Attention:
         softmax: its output is the attention probabilities.
         variant: "dot", "factor" or "linear".
         inputs: the linear layers that make Q, K and V.
+        operands: where Q, K and V enter the core.
         outputs: the projection; empty where there is none.
         core: the Softmax, and everything between the products around it.
         nodes: all of it, from `inputs` to `outputs`.
@@ -45,6 +47,7 @@ class Attention:
     softmax: int
     variant: str
     inputs: tuple[int, ...]
+    operands: tuple[int, ...]
     outputs: tuple[int, ...]
     core: frozenset[int]
     nodes: frozenset[int]
@@ -73,9 +76,13 @@ def _dot(t: Topology, softmax: int) -> _Core | None:
     through = t.passes(CORE)
     scores, _ = t.nearest(t.sources[softmax], t.is_product, through, layers=1)
     weighted, _ = t.nearest(t.users[softmax], t.is_product, through, downstream=True, layers=1)
+    values = _others(t, weighted, softmax)
+    if not scores:
+        scores, _ = t.nearest(t.sources[softmax], lambda position: _has_learned_queries(t, position), through)
+        scores = scores if _same_tokens(t, _sources(t, scores), values) else []
     if not scores or not weighted:
         return None
-    operands = [*chain.from_iterable(t.sources[score] for score in scores), *_others(t, weighted, softmax)]
+    operands = [*_sources(t, scores), *values]
     return _Core("dot", tuple(scores), tuple(weighted), tuple(operands))
 
 
@@ -108,10 +115,18 @@ def _linear(t: Topology, softmax: int) -> _Core | None:
     return _Core("linear", (softmax,), tuple(joined or sums), operands)
 
 
+def _has_learned_queries(t: Topology, position: int) -> bool:
+    """Whether a MatMul's first factor is constant: a layer's weight is the second."""
+    return t.op(position) == "MatMul" and t.is_linear(position) and not t.is_activation(t.nodes[position].inputs[0])
+
+
+def _sources(t: Topology, nodes: list[int]) -> list[int]:
+    return list(chain.from_iterable(t.sources[position] for position in nodes))
+
+
 def _others(t: Topology, products: list[int], softmax: int) -> list[int]:
     """The operands of `products` that the Softmax has no part in."""
-    operands = chain.from_iterable(t.sources[product] for product in products)
-    return [operand for operand in operands if not t.before[operand] >> softmax & 1]
+    return [operand for operand in _sources(t, products) if not t.before[operand] >> softmax & 1]
 
 
 def _layers(t: Topology, operands: tuple[int, ...] | list[int]) -> list[int]:
@@ -144,4 +159,6 @@ def _with_projections(t: Topology, softmax: int, core: _Core) -> Attention:
     )
     around = t.between(core.begins, [softmax]) | t.between([softmax], core.ends)
     nodes = t.between(begins, outputs or core.ends)
-    return Attention(softmax, core.variant, tuple(inputs), tuple(outputs), frozenset(around), frozenset(nodes))
+    return Attention(
+        softmax, core.variant, tuple(inputs), core.operands, tuple(outputs), frozenset(around), frozenset(nodes)
+    )

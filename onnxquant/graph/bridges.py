@@ -4,12 +4,13 @@ A stage is a stream of residual blocks: following the skips upstream from an att
 stream, the stage's entry. What lies there decides:
 
     only transformer blocks follow, on tokens     MobileViT v1, v2: the Conv before the entry (kxk), and the entry (1x1)
+                                                  EfficientFormer V1 L7: the last layer before the entry, and that
     convolutional blocks come first               EfficientFormer V2: the entry, and the first layer of the first block
     same, but the stage turns into tokens later   EfficientFormer V1: also the last layer of the stage before
 
 Where the entry is the sum of two downsampling branches, it is the projection of the one with attention (EfficientFormer
-V2, stage 3). No rule looks at shapes, so a dynamic batch or image size changes nothing. Mobile-Former's bridges, inside
-each block, are not covered.
+V2, stage 3). Cross-attention makes no stage: its keys and values come from another stream. No rule looks at shapes, so
+a dynamic batch or image size changes nothing. Mobile-Former's bridges, inside each block, are not covered.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def find_bridges(topology: Topology, attentions: list[Attention], mlps: list[Mlp
     transformers |= {node for mlp in mlps for node in mlp.nodes}
     found: dict[int, Bridge] = {}
     for attention in attentions:
-        entry, tokens = _entry(topology, attention.softmax, projections)
+        entry, tokens = _entry(topology, attention, projections)
         if entry is None or entry in found or topology.op(entry) != "Conv":
             continue
         layers = _layers(topology, entry, tokens, transformers)
@@ -50,15 +51,18 @@ def find_bridges(topology: Topology, attentions: list[Attention], mlps: list[Mlp
     return [found[entry] for entry in sorted(found)]
 
 
-def _entry(t: Topology, softmax: int, projections: set[int]) -> tuple[int | None, bool]:
+def _entry(t: Topology, attention: Attention, projections: set[int]) -> tuple[int | None, bool]:
     """The layer that begins the stage, and whether the stage turns into tokens on the way from there to the attention.
 
     The innermost residual around the attention may belong to a stream inside a block (EdgeNeXt): then the next one
     counts.
     """
+    softmax = attention.softmax
     for addition, skip in t.skips.items():
         start = t.producer(skip)
         if start is not None and t.before[addition] >> softmax & 1 and not t.before[start] >> softmax & 1:
+            if not all(t.before[operand] >> start & 1 for operand in attention.operands):
+                return None, False
             entry, tokens = _follow_skips(t, skip, projections)
             if entry is not None:
                 return entry, tokens
@@ -92,6 +96,11 @@ def _layers(t: Topology, entry: int, tokens: bool, transformers: set[int]) -> tu
     def through(position: int) -> bool:
         return t.op(position) in POINTWISE_CHAIN | POOLS
 
+    def keeps_features(position: int) -> bool:
+        if t.op(position) == "Add" and t.operands[position] > 1:
+            return position in t.skips  # the end of a stage of convolutions, but no two branches that meet
+        return t.op(position) in ARITHMETIC | ACTIVATION_FUNCTIONS | NORMS
+
     following, _ = t.nearest(t.users[entry], is_layer, through, downstream=True)
     if not following:
         return ()
@@ -100,5 +109,5 @@ def _layers(t: Topology, entry: int, tokens: bool, transformers: set[int]) -> tu
             return ()
         before, _ = t.nearest(t.sources[entry], is_layer, through) if tokens else ([], [])
         return (*(layer for layer in before[-1:] if t.op(layer) == "Conv"), entry, following[0])
-    before, _ = t.nearest(t.sources[entry], is_layer, t.passes(ARITHMETIC | ACTIVATION_FUNCTIONS | NORMS))
-    return (before[0], entry) if tokens and len(before) == 1 else ()
+    before, _ = t.nearest(t.sources[entry], is_layer, keeps_features)
+    return (before[-1], entry) if tokens and before and before[-1] not in transformers else ()

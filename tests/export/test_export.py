@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from onnxquant.errors import OnnxquantError
 from onnxquant.export import Exporter, export
-from tests.fixtures import FIXTURES, load_fixture, tensors
-from tools.make_fixtures import MODELS
+from tests.fixtures import load_fixture, tensors
 
 pytestmark = pytest.mark.export
 
@@ -76,6 +77,7 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path, **environment},
+        cwd=Path(__file__).parent,  # not where onnxquant's sources lie: the installed package is meant
         capture_output=True,
         text=True,
         timeout=300,
@@ -147,10 +149,6 @@ def test_committed_fixture_has_the_structure_of_a_fresh_export(exported: dict[st
         return nodes, [(tensor.data_type, list(tensor.dims)) for tensor in tensors(model)]
 
     assert structure(load_fixture(ARCH, exporter)) == structure(onnx.load(exported[exporter]))
-
-
-def test_every_listed_model_has_its_fixtures() -> None:
-    assert sorted((arch, exporter) for arch, exporters in MODELS.items() for exporter in exporters) == sorted(FIXTURES)
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
@@ -305,14 +303,72 @@ def test_missing_timm_names_the_extra_to_install(tmp_path: Path, monkeypatch: py
         export(ARCH, tmp_path / "out.onnx", seed=0)
 
 
-def test_command_line_reports_the_written_file_in_one_line(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
+def command_line(*arguments: str) -> Result:
     import typer
 
     from onnxquant.cli.export import export_command
 
     app = typer.Typer()
     app.command()(export_command)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_command_line_reports_the_written_file_in_one_line(
+    tmp_path: Path, checkpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     weights, out = save(checkpoint, tmp_path / "model.pt"), tmp_path / "out.onnx"
-    done = CliRunner().invoke(app, [ARCH, "--checkpoint", str(weights), "--batch", "1", "-o", str(out)])
+    done = command_line(ARCH, "--checkpoint", str(weights), "--batch", "1", "-o", str(out))
     assert (done.exit_code, done.stdout) == (0, f"{out}: mobilevit_xxs, torchscript, batch 1, 3.9 MB\n")
-    assert CliRunner().invoke(app, [ARCH, "--seed", "0", "--batch", "few", "-o", str(out)]).exit_code == 2
+    assert [path.parent.name for path in (tmp_path / "cache").rglob("*.onnx")] == ["onnxquant"]
+    assert command_line(ARCH, "--seed", "0", "--batch", "few", "-o", str(out)).exit_code == 2
+
+
+def test_command_line_keeps_nothing_where_told_so(
+    tmp_path: Path, checkpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    weights, out = save(checkpoint, tmp_path / "model.pt"), tmp_path / "out.onnx"
+    assert command_line(ARCH, "--checkpoint", str(weights), "--no-cache", "-o", str(out)).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "out.onnx"]
+
+
+def test_same_export_is_made_once(tmp_path: Path, checkpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, cache = save(checkpoint, tmp_path / "model.pt"), tmp_path / "cache"
+    first = export(ARCH, tmp_path / "first.onnx", checkpoint=weights, cache=cache)
+    (kept,) = cache.iterdir()
+    assert kept.name.startswith("mobilevit_xxs-torchscript-")
+    assert kept.read_bytes() == first.read_bytes()
+
+    again = Path(shutil.copy(weights, tmp_path / "copy.pt"))  # the content counts, not the name
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        second = export(ARCH, tmp_path / "second.onnx", checkpoint=again, cache=cache)
+    assert second.read_bytes() == first.read_bytes()
+
+    checkpoint["classes"] = list("abce")
+    third = export(ARCH, tmp_path / "third.onnx", checkpoint=save(checkpoint, weights), cache=cache)
+    assert third.read_bytes() != first.read_bytes()
+    export(ARCH, tmp_path / "fourth.onnx", checkpoint=weights, batch=1, cache=cache)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
+    weights = save(checkpoint, tmp_path / "model.pt")
+    assert export(ARCH, tmp_path / "out.onnx", checkpoint=weights, cache=weights).is_file()
+
+
+def test_versions_and_arguments_make_the_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxquant import export as module
+
+    def key(
+        arch: str = ARCH, exporter: Exporter = "dynamo", batch: Any = "dynamic", seed: int | None = 0
+    ) -> str | None:
+        return module._cache_key(arch, None, exporter, batch, seed, None)
+
+    keys = {key(), key(arch="x"), key(exporter="torchscript"), key(batch=1), key(seed=1), key(seed=None)}
+    assert key() in keys
+    monkeypatch.setattr(module.metadata, "version", lambda package: "2.0")
+    keys.add(key())
+    assert len(keys) == 7
+    assert None not in keys

@@ -453,6 +453,14 @@ def test_a_stage_that_begins_with_convolutions_has_its_bridge_at_its_entry():
     assert bridges(f"{entry} {CONVOLUTIONS} {MAPS}", rank=4) == [{"s0", "s1", "a", "b1"}]
 
 
+def test_the_last_layer_of_a_stage_of_convolutions_and_the_conv_that_leads_to_tokens_are_a_bridge():
+    stage = "s1 = Conv (x, c3) a = Conv (s1, c1) b1 = Relu (a) z = Conv (b1, c1) r = Add (s1, z)"
+    entry = "e = Conv <pads = [2, 2, 2, 2]> (r, c3)"
+    assert bridges(f"{stage} {entry} {TOKENS}") == [{"z", "r", "e", "flat", "t"}]
+    branches = "a = Conv (x, c3) z = Conv (x, c3) r = Add (a, z)"
+    assert bridges(f"{branches} {entry} {TOKENS}") == []
+
+
 def test_where_such_a_stage_turns_into_tokens_the_layer_before_it_counts_too():
     entry = "l = Conv (x, c1) s0 = Conv <pads = [1, 1, 1, 1]> (l, c3) s1 = Relu (s0)"
     assert bridges(f"{entry} {CONVOLUTIONS} {TOKENS}") == [{"l", "s0", "s1", "a", "b1"}]

@@ -1,0 +1,133 @@
+"""Every model of the zoo, from both exporters: its structure is what the table says, and every recipe goes through."""
+
+import functools
+import re
+import sys
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnxquant.passes.classify_blocks import classify
+from typer.testing import CliRunner
+
+from onnxquant import rewrite
+from onnxquant.cli import app
+from onnxquant.graph.model import load
+from onnxquant.pipeline import canonicalise
+from onnxquant.recipes import recipe_names
+from onnxquant.zoo import ZooModel, load_zoo
+from tests.fixtures import FIXTURES, anonymise, load_fixture
+
+ZOO = load_zoo()
+QUICK = {  # the smallest of every family, where it is small; the others take too long for every run
+    "mobilevit_xxs",
+    "mobilevitv2_050",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "mobile_former_26m",
+    "deit_t",
+    "levit_128s",
+    "edgenext_xx_small",
+    "fastvit_t8",
+    "fastvit_sa12",
+    "tiny_vit_5m",
+    "coat_tiny",
+    "mobileone_s0",
+    "repvit_m0_9",
+}
+GRAPHS = [
+    pytest.param(name, exporter, marks=[] if name in QUICK else [pytest.mark.slow]) for name, exporter in FIXTURES
+]
+
+
+@functools.lru_cache(maxsize=1)
+def fixture(name, exporter):
+    """One at a time: the large ones take hundreds of MB."""
+    return load_fixture(name, exporter)
+
+
+def classified(proto):
+    model = load(proto)
+    canonicalise(model)
+    return model, classify(model.graph, model)
+
+
+def module(node, model):
+    """The module of a layer: its weight keeps the name where the exporter didn't fold another layer into it."""
+    weight = node.inputs[1].name
+    name = weight.removesuffix(".weight") if weight.endswith(".weight") else model.scope(node)
+    return re.sub(r"\b(\w+)\.\1\.", r"\1.", name)  # torchscript's paths name the parent of a list's entry twice
+
+
+def for_each_target():
+    """Small models for each target; large ones for the one that both runtimes must take."""
+    for graph in GRAPHS:
+        for target in ("onnxruntime", "tensorrt") if graph.values[0] in QUICK else ("portable",):
+            yield pytest.param(*graph.values, target, marks=graph.marks)
+
+
+def parse_with_tensorrt(model):
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheels for this platform")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(model), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+
+
+def places(model, blocks):
+    position = {id(node): index for index, node in enumerate(model.graph.nodes)}
+    return [(block.kind, block.variant, [position[id(node)] for node in block.nodes]) for block in blocks.blocks]
+
+
+@pytest.mark.parametrize(("name", "exporter"), GRAPHS)
+def test_attention_and_bridges_are_those_of_the_table_with_names_and_without(name, exporter):
+    expected = ZOO[name]
+    model, blocks = classified(fixture(name, exporter))
+    assert [block.variant for block in blocks.of_kind("attention")] == [expected.variant] * expected.attention
+    for block in blocks.of_kind("attention"):
+        assert block.softmax in block.nodes
+    bridges = [
+        tuple(module(node, model) for node in block.nodes if node.op in ("Conv", "MatMul", "Gemm"))
+        for block in blocks.of_kind("bridge")
+    ]
+    assert bridges == (list(expected.bridges) if expected.bridges_found else [])
+    assert places(*classified(anonymise(fixture(name, exporter)))) == places(model, blocks)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize(("name", "exporter", "target"), list(for_each_target()))
+def test_every_recipe_gives_a_model_that_its_target_takes(name, exporter, target, recipe):
+    result = rewrite(fixture(name, exporter), recipe=recipe, target=target)
+    assert result.report.blocks.get("attention", 0) == ZOO[name].attention
+    rewritten = result.model.SerializeToString()
+    image = np.random.default_rng(0).standard_normal((1, 3, *ZOO[name].preprocessing.input_size), np.float32)
+    session = ort.InferenceSession(rewritten, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"input": image})
+    assert logits.shape == (1, 1000)
+    assert np.isfinite(logits).all()
+    if target != "onnxruntime":
+        parse_with_tensorrt(rewritten)
+
+
+def test_every_model_has_a_fixture_from_each_exporter():
+    assert set(FIXTURES) == {(name, exporter) for name in ZOO for exporter in ("torchscript", "dynamo")}
+
+
+def test_the_list_shows_every_model_and_needs_no_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = CliRunner().invoke(app, ["export", "--list"])
+    assert done.exit_code == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["name", *ZOO]
+
+
+def test_names_are_those_of_one_model():
+    names = [name for model in ZOO.values() for name in (model.timm, *model.papers) if name]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("change", [{"attention": 0}, {"variant": None}, {"attention": -1}, {"bridge": []}])
+def test_a_row_that_contradicts_itself_is_refused(change):
+    row = ZOO["mobilevit_xxs"].model_dump()
+    with pytest.raises(ValueError, match=r"variant|greater than|Extra inputs"):
+        ZooModel.model_validate(row | change)
