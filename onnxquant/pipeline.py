@@ -26,6 +26,7 @@ from onnxquant.passes.classify_blocks import ClassifyBlocks
 from onnxquant.passes.fold_batch_norm import FoldBatchNorm
 from onnxquant.passes.fold_constants import FoldConstants
 from onnxquant.passes.insert_quantizers import InsertQuantizers
+from onnxquant.passes.share_initializers import ShareInitializers
 from onnxquant.passes.unshare_initializers import UnshareInitializers
 from onnxquant.plan import QuantizationPlan
 from onnxquant.preprocessing import Preprocessing, classes_from_metadata
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from onnxquant.plan import PlanEntry
 
 CANONICAL_PASSES: tuple[Pass, ...] = (FoldConstants(), UnshareInitializers(), FoldBatchNorm())
+FINAL_PASSES: tuple[Pass, ...] = (InsertQuantizers(), ShareInitializers())
 
 WORST_NAMED = 3
 """Tensors named when a rewrite fails its tolerance."""
@@ -132,7 +134,7 @@ def rewrite(
         steps, provided = _deciding_passes(context, recipe, overrides), frozenset[str]()
     else:
         context.plan, steps, provided = plan, list(CANONICAL_PASSES), frozenset({"plan"})
-    manager = PassManager([*steps, InsertQuantizers()], provided, after_each)
+    manager = PassManager([*steps, *FINAL_PASSES], provided, after_each)
 
     report = Report(bytes_before=source.size_bytes)
     report.runs = manager.run(context)
@@ -195,7 +197,7 @@ def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.
     dataset = open_calibration(model, calibration)
     steps: list[Pass] = [*CANONICAL_PASSES, ClassifyBlocks(), Calibrate(), step]
     if "plan" in step.provides:
-        steps.append(InsertQuantizers())
+        steps += FINAL_PASSES
     for run in PassManager(steps).run(PassContext(model, load_target(target), calibration=dataset)):
         if run.name == step.pass_name():
             level = logging.INFO if run.result.modified or "plan" in step.provides else logging.WARNING
@@ -222,8 +224,9 @@ def _deciding_passes(context: PassContext, recipe: str, overrides: Sequence[str]
     """The canonical passes and those of the recipe, which the context's plan is marked with."""
     context.plan.recipe, context.plan.target = recipe, context.target.name
     steps = build_passes(load_recipe(recipe), list(overrides))
-    if any(isinstance(step, InsertQuantizers) for step in steps):
-        raise OnnxquantError(f"--recipe {recipe}: insert_quantizers runs after every recipe; leave it out")
+    for last in FINAL_PASSES:
+        if any(isinstance(step, type(last)) for step in steps):
+            raise OnnxquantError(f"--recipe {recipe}: {last.pass_name()} runs after every recipe; leave it out")
     return [*CANONICAL_PASSES, *steps]
 
 

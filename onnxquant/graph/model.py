@@ -74,11 +74,13 @@ class Model:
         parts = node.name.split("/")
         if len(parts) < 3 or parts[0]:
             return ""
-        scope = ""
+        scope: list[str] = []
         # "stages", "stages.2", "stages.2.1", "conv": a part that repeats its parent extends it.
         for part in parts[1:-1]:
-            scope = part if part.startswith(f"{scope}.") or not scope else f"{scope}.{part}"
-        return scope
+            if scope and part.startswith(f"{scope[-1]}."):
+                scope.pop()
+            scope.append(part)
+        return ".".join(scope)
 
     def to_proto(self) -> onnx.ModelProto:
         """The graph as a ModelProto, metadata restored for every node that kept its name."""

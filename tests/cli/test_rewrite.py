@@ -83,7 +83,7 @@ def test_every_pass_can_be_verified_and_dumped(folder):
     assert "verify insert_quantizers: checker passed" in done.stderr
     dumps = sorted(path.name for path in (folder / "dumps").iterdir())
     assert dumps[0] == "00_fold_constants.onnx"
-    assert dumps[-1].endswith("_insert_quantizers.onnx")
+    assert dumps[-1].endswith("_share_initializers.onnx")
     for name in dumps:
         ort.InferenceSession(folder / "dumps" / name, providers=["CPUExecutionProvider"])
 
