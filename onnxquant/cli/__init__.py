@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from onnxquant.cli.bench import bench_command
 from onnxquant.cli.blocks import blocks_command
 from onnxquant.cli.compare import compare_command
 from onnxquant.cli.evaluate import evaluate_command
@@ -14,6 +15,7 @@ from onnxquant.cli.export import export_command
 from onnxquant.cli.listing import passes_command, recipes_command, targets_command
 from onnxquant.cli.report import report_command
 from onnxquant.cli.rewrite import rewrite_command
+from onnxquant.cli.sensitivity import sensitivity_command
 from onnxquant.errors import OnnxquantError
 
 EXIT_CODES = (
@@ -48,6 +50,8 @@ app.command("rewrite")(rewrite_command)
 app.command("blocks")(blocks_command)
 app.command("compare")(compare_command)
 app.command("evaluate")(evaluate_command)
+app.command("bench")(bench_command)
+app.command("sensitivity")(sensitivity_command)
 app.command("report")(report_command)
 app.command("export")(export_command)
 app.command("passes")(passes_command)

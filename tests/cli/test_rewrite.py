@@ -134,7 +134,10 @@ def test_help_is_quick_and_lists_the_verbs():
     for heavy in ("numpy", "onnx", "onnxruntime", "pydantic", "torch", "PIL"):
         assert f"'{heavy}'" not in modules, f"{heavy} is imported before a verb needs it"
     text = onnxquant("--help").stdout
-    for verb in ("rewrite", "blocks", "compare", "evaluate", "export", "passes", "recipes"):
+    for verb in (
+        "rewrite", "blocks", "compare", "evaluate", "bench", "sensitivity", "report", "export", "passes", "recipes",
+        "targets",
+    ):  # fmt: skip
         assert verb in text
     assert "Exit codes" in text
 

@@ -1,12 +1,12 @@
 """Equal initializers are stored once; unequal ones are left alone."""
 
 import numpy as np
+from onnxquant.passes.share_initializers import ShareInitializers
+from onnxquant.passes.unshare_initializers import UnshareInitializers
 
 from onnxquant import rewrite
 from onnxquant.graph.model import load
 from onnxquant.pass_manager import PassContext
-from onnxquant.passes.share_initializers import ShareInitializers
-from onnxquant.passes.unshare_initializers import UnshareInitializers
 from tests.graphs import initializers, parse, run
 
 
