@@ -22,10 +22,10 @@ demo: $(VENV)/.onnxquant
 	$(VENV)/bin/onnxquant evaluate build/mobilevit_xxs_digits.q.onnx --data $(DEMO)/digits.npz
 
 test: $(VENV)/.dev $(VENV)/.onnxquant
-	$(VENV)/bin/pytest -n 2 -m "not export and not slow"
+	$(VENV)/bin/pytest -n 2 -m "not slow" --ignore tests/export
 
 test-slow: $(VENV)/.dev $(VENV)/.onnxquant
-	$(VENV)/bin/pytest -n 2 -m slow
+	$(VENV)/bin/pytest -n 2 -m slow --ignore tests/export
 
 # mypy is run from elsewhere: it reads the installed package, where passes/ is onnxquant.passes.
 lint: $(VENV)/.dev $(VENV)/.onnxquant

@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from onnxquant.errors import OnnxquantError
 from onnxquant.export import Exporter, export
