@@ -45,11 +45,11 @@ class Agreement:
             if (r[~finite] != t[~finite]).any():
                 self._noise = math.inf
             r, t = r[finite], t[finite]
-        self._signal += float(r @ r)
-        self._test += float(t @ t)
-        self._product += float(r @ t)
+        self._signal += _dot(r, r)
+        self._test += _dot(t, t)
+        self._product += _dot(r, t)
         r -= t  # a copy of its own by now
-        self._noise += float(r @ r)
+        self._noise += _dot(r, r)
 
     @property
     def sqnr_db(self) -> float:
@@ -75,6 +75,11 @@ class Agreement:
     def as_dict(self) -> dict[str, float | None]:
         """The three metrics, for JSON."""
         return {"sqnr_db": self.sqnr_db, "cosine": self.cosine, "top1_agreement": self.top1_agreement}
+
+
+def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Without BLAS, whose threads fight with ONNX Runtime's for so small a job: ten times slower beside a session."""
+    return float(np.einsum("i,i->", a, b))
 
 
 def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
