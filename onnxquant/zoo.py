@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
-from importlib import resources
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from onnxquant.files import packaged_toml
 from onnxquant.preprocessing import Preprocessing
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class ZooModel(BaseModel):
@@ -41,5 +35,4 @@ class ZooModel(BaseModel):
 @functools.cache
 def load_zoo() -> dict[str, ZooModel]:
     """Every model of the zoo by its name, in the table's order."""
-    text = (resources.files("onnxquant") / "models" / "zoo.toml").read_text("utf-8")
-    return {name: ZooModel.model_validate(table) for name, table in tomllib.loads(text).items()}
+    return {name: ZooModel.model_validate(table) for name, table in packaged_toml("onnxquant.models", "zoo").items()}

@@ -1,7 +1,6 @@
 """Every model of the zoo, from both exporters: its structure is what the table says, and every recipe goes through."""
 
 import functools
-import re
 import sys
 
 import numpy as np
@@ -55,8 +54,7 @@ def classified(proto):
 def module(node, model):
     """The module of a layer: its weight keeps the name where the exporter didn't fold another layer into it."""
     weight = node.inputs[1].name
-    name = weight.removesuffix(".weight") if weight.endswith(".weight") else model.scope(node)
-    return re.sub(r"\b(\w+)\.\1\.", r"\1.", name)  # torchscript's paths name the parent of a list's entry twice
+    return weight.removesuffix(".weight") if weight.endswith(".weight") else model.scope(node)
 
 
 def for_each_target():
