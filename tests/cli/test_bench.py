@@ -6,15 +6,12 @@ import math
 import numpy as np
 import onnx
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from onnxquant.cli.bench import bench_command
-from onnxquant.errors import OnnxquantError
+from tests.cli.invoking import Verb
 from tests.graphs import attention, images, parse
 
-APP = typer.Typer()
-APP.command()(bench_command)
+invoke = Verb(bench_command)
 QUICK = ("--runs", 3, "--warmup", 0)
 
 
@@ -25,20 +22,6 @@ def folder(tmp_path, monkeypatch):
     onnx.save(attention(), "[red]b.onnx")
     np.savez("d.npz", image=images(4))
     return tmp_path
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(APP, [str(argument) for argument in arguments])
-
-
-def error(*arguments):
-    """What a call with bad input says: one line, and the exit code for bad input."""
-    result = invoke(*arguments)
-    assert isinstance(result.exception, OnnxquantError), result.output
-    assert result.exception.exit_code == 2
-    assert result.stdout == ""
-    assert "\n" not in str(result.exception)
-    return str(result.exception)
 
 
 def test_a_table_has_a_line_for_each_model_with_its_name_as_it_is(folder):
@@ -75,50 +58,50 @@ def test_json_is_all_there_is_on_stdout(folder):
 
 def test_data_replaces_random_values(folder):
     assert json.loads(invoke("a.onnx", "--data", "d.npz", "--batch", 4, "--json", *QUICK).stdout)["models"][0]["batch"]
-    assert "d.npz: has 4 samples, too few for --batch 5" in error("a.onnx", "--data", "d.npz", "--batch", 5)
+    assert "d.npz: has 4 samples, too few for --batch 5" in invoke.error("a.onnx", "--data", "d.npz", "--batch", 5)
 
 
 def test_shapes_are_given_by_input(folder):
     onnx.save(parse("g (float[N, C, L] x) => (float[N, C, L] y) { y = Relu (x) }"), "free.onnx")
     assert invoke("free.onnx", "a.onnx", "--shape", "x=2x3x5", *QUICK).exit_code == 0
-    assert "free.onnx: input x float32 (N, C, L) has dynamic axes; give its shape" in error("free.onnx")
-    assert "--shape z: no model has this input, only image, x" in error(
+    assert "free.onnx: input x float32 (N, C, L) has dynamic axes; give its shape" in invoke.error("free.onnx")
+    assert "--shape z: no model has this input, only image, x" in invoke.error(
         "free.onnx", "a.onnx", "--shape", "x=2x3x5", "--shape", "z=1"
     )
-    assert "doesn't fit input x" in error("free.onnx", "--shape", "x=2x3")
+    assert "doesn't fit input x" in invoke.error("free.onnx", "--shape", "x=2x3")
 
 
 @pytest.mark.parametrize("shape", ["1x3x8x8", "image=", "image=1x-3", "image=1xax3", "=1x3", "image=0x3x8x8"])
 def test_a_shape_that_is_none(folder, shape):
-    assert error("a.onnx", "--shape", shape) == (
+    assert invoke.error("a.onnx", "--shape", shape) == (
         f"--shape {shape}: must be INPUT=SIZExSIZE..., for example image=1x3x224x224"
     )
 
 
 def test_session_options_are_key_and_value(folder):
     assert invoke("a.onnx", "--session-option", "session.disable_quant_qdq=1", *QUICK).exit_code == 0
-    assert "--session-option nonsense: must be KEY=VALUE" in error("a.onnx", "--session-option", "nonsense")
+    assert "--session-option nonsense: must be KEY=VALUE" in invoke.error("a.onnx", "--session-option", "nonsense")
 
 
 def test_options_for_data_and_for_random_values_exclude_each_other(folder):
-    assert "--shape: is for random inputs" in error("a.onnx", "--data", "d.npz", "--shape", "image=1x3x8x8")
-    assert "--preprocess: needs data" in error("a.onnx", "--preprocess", "unit")
+    assert "--shape: is for random inputs" in invoke.error("a.onnx", "--data", "d.npz", "--shape", "image=1x3x8x8")
+    assert "--preprocess: needs data" in invoke.error("a.onnx", "--preprocess", "unit")
 
 
 def test_a_model_that_is_missing_or_none_is_named_before_any_is_timed(folder):
-    assert error("a.onnx", "no.onnx") == "no.onnx: no such file"
+    assert invoke.error("a.onnx", "no.onnx") == "no.onnx: no such file"
     (folder / "bad.onnx").write_bytes(b"hello, world")
-    assert "bad.onnx: not an ONNX file" in error("a.onnx", "bad.onnx")
+    assert "bad.onnx: not an ONNX file" in invoke.error("a.onnx", "bad.onnx")
 
 
 def test_an_engine_is_not_measured_yet(folder):
-    assert error("a.onnx", "model.engine").startswith("model.engine: TensorRT engines can't be measured yet")
+    assert invoke.error("a.onnx", "model.engine").startswith("model.engine: TensorRT engines can't be measured yet")
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_is_missing_is_named_with_those_that_are_there(folder, monkeypatch, provider):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert error("a.onnx", "--provider", provider).endswith(
+    assert invoke.error("a.onnx", "--provider", provider).endswith(
         "only CPUExecutionProvider; install onnxruntime-gpu in its place"
     )
 

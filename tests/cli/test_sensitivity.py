@@ -5,15 +5,12 @@ import json
 import numpy as np
 import onnx
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from onnxquant.cli.sensitivity import sensitivity_command
-from onnxquant.errors import OnnxquantError
+from tests.cli.invoking import Verb
 from tests.graphs import attention, images, parse
 
-APP = typer.Typer()
-APP.command()(sensitivity_command)
+invoke = Verb(sensitivity_command)
 
 
 @pytest.fixture
@@ -28,20 +25,6 @@ def folder(tmp_path, monkeypatch):
     onnx.save(proto, "a.onnx")
     np.savez("calib.npz", image=images(8))
     return tmp_path
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(APP, [str(argument) for argument in arguments])
-
-
-def error(*arguments):
-    """What a call with bad input says: one line, and the exit code for bad input."""
-    result = invoke(*arguments)
-    assert isinstance(result.exception, OnnxquantError), result.output
-    assert result.exception.exit_code == 2
-    assert result.stdout == ""
-    assert "\n" not in str(result.exception)
-    return str(result.exception)
 
 
 def test_tensors_are_listed_worst_first_with_names_as_they_are_and_all_together_last(folder):
@@ -109,12 +92,12 @@ def test_samples_that_calibration_saw_are_said_to_be(folder):
     ],
 )
 def test_bad_input_is_one_line(folder, arguments, said):
-    assert said in error(*arguments)
+    assert said in invoke.error(*arguments)
 
 
 def test_nothing_to_quantize_is_one_line(folder):
     onnx.save(parse("g (float[N, 3, 8, 8] image) => (float[N, 3, 8, 8] y) { y = Relu (image) }"), "relu.onnx")
-    assert "relu.onnx: nothing to quantize" in error("relu.onnx", "--calib", "calib.npz")
+    assert "relu.onnx: nothing to quantize" in invoke.error("relu.onnx", "--calib", "calib.npz")
 
 
 def test_calibration_data_is_required(folder):
