@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
-from onnxquant.errors import OnnxquantError
+from onnxquant.errors import OnnxquantError, first_line
 from onnxquant.preprocessing import CLASSES_KEY, METADATA_KEY, Preprocessing
 from onnxquant.zoo import load_zoo
 
@@ -121,7 +121,7 @@ def to_onnx(
         if batch == "dynamic":
             remedy = f"--batch 1 or {remedy}"
         raise OnnxquantError(
-            f"{name}: the {exporter} exporter failed with batch {batch} ({_first_line(error)}): try {remedy}"
+            f"{name}: the {exporter} exporter failed with batch {batch} ({_short(error)}): try {remedy}"
         ) from error
 
     _strip_stack_traces(proto)
@@ -183,9 +183,7 @@ def _export(
     try:
         published = timm.get_pretrained_cfg(arch)
     except RuntimeError as error:  # the tag, the part after the dot
-        raise OnnxquantError(
-            f"{arch!r} is not a timm model ({_first_line(error)}): check the part after the dot"
-        ) from error
+        raise OnnxquantError(f"{arch!r} is not a timm model ({_short(error)}): check the part after the dot") from error
 
     classes: list[str] | None = None
     if checkpoint is not None:
@@ -227,7 +225,7 @@ def _pretrained(arch: str, published: Any) -> Any:
         return timm.create_model(arch, pretrained=True)
     except Exception as error:  # the hub client's, the HTTP library's and timm's own
         raise OnnxquantError(
-            f"{arch}: could not fetch timm's pretrained weights from the Hugging Face hub ({_first_line(error)}): "
+            f"{arch}: could not fetch timm's pretrained weights from the Hugging Face hub ({_short(error)}): "
             "give --checkpoint or --seed"
         ) from error
 
@@ -263,7 +261,7 @@ def _from_checkpoint(arch: str, path: Path) -> tuple[Any, dict[str, Any], list[s
             raise ValueError("classes is not a list of names")
     except (LookupError, TypeError, ValueError) as error:
         raise OnnxquantError(
-            f"{path}: not a checkpoint of tools/train.py ({type(error).__name__}: {_first_line(error)}): "
+            f"{path}: not a checkpoint of tools/train.py ({type(error).__name__}: {_short(error)}): "
             "it needs arch, state_dict, classes and preprocessing"
         ) from error
     Preprocessing.from_metadata({METADATA_KEY: json.dumps(preprocessing)}, str(path))  # raises where it makes no sense
@@ -365,10 +363,9 @@ def _missing(error: ImportError) -> OnnxquantError:
     return OnnxquantError(f"export needs torch, timm and onnxscript ({error}): pip install 'onnxquant[export]'")
 
 
-def _first_line(error: Exception) -> str:
+def _short(error: Exception) -> str:
     """What `error` says, shortened to fit into one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return textwrap.shorten(lines[0], 160, placeholder=" ...").rstrip(".:")
+    return textwrap.shorten(first_line(error), 160, placeholder=" ...").rstrip(".:")
 
 
 def _write(content: bytes, output: Path) -> None:
