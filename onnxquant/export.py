@@ -14,15 +14,16 @@ import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from unittest import mock
 
+import onnx
+
+from onnxquant.calibration.samples import input_specs
 from onnxquant.errors import OnnxquantError, first_line
+from onnxquant.graph.model import read_proto, save
 from onnxquant.preprocessing import CLASSES_KEY, METADATA_KEY, Preprocessing
 from onnxquant.zoo import load_zoo
-
-if TYPE_CHECKING:
-    import onnx
 
 Exporter = Literal["torchscript", "dynamo"]
 Batch = Literal["dynamic"] | int
@@ -47,6 +48,8 @@ def export(
     The graph has one input ``input``, float32 (N, 3, H, W), and one output ``logits``, float32 (N, classes); N is
     `batch`, or a free dimension named ``batch``. The weights come from `checkpoint` (a file of `tools/train.py`, which
     also sets size and classes), else from `seed` (random), else from timm's pretrained ones on the Hugging Face hub.
+    For a model of the zoo that timm doesn't have, `checkpoint` is the user's own ONNX file of it, which is given its
+    preprocessing and computes the same; the other arguments play no part.
     The same arguments give the same bytes. `opset` defaults to 17 (torchscript) or 20 (dynamo).
 
     The model's metadata_props hold ``onnxquant.preprocessing`` (JSON: input_size, crop_pct, crop_mode, interpolation,
@@ -67,7 +70,11 @@ def export(
         raise OnnxquantError("a checkpoint and a seed exclude each other: give --checkpoint or --seed")
     if not output.parent.is_dir():
         raise OnnxquantError(f"{output}: the folder {output.parent} does not exist: create it or choose another output")
-    arch = _timm_name(arch)
+    model = load_zoo().get(arch)
+    if model is not None and model.timm is None:
+        save(_own_file(arch, model.preprocessing, checkpoint, output), output)
+        return output
+    arch = arch if model is None or model.timm is None else model.timm
     kept = None
     if cache is not None and (key := _cache_key(arch, checkpoint, exporter, batch, seed, opset)):
         kept = Path(cache) / f"{arch}-{exporter}-{key}.onnx"
@@ -133,14 +140,28 @@ def to_onnx(
     return proto
 
 
-def _timm_name(name: str) -> str:
-    """What timm calls the model of the zoo called `name`; any other name is timm's already."""
-    model = load_zoo().get(name)
-    if model is None:
-        return name
-    if model.timm is None:
-        raise OnnxquantError(f"{name} is not in timm: export it with its own code and give onnxquant the ONNX file")
-    return model.timm
+def _own_file(
+    name: str, preprocessing: Preprocessing, checkpoint: str | os.PathLike[str] | None, output: Path
+) -> onnx.ModelProto:
+    """The user's own export of a model that isn't in timm, with the preprocessing that the zoo knows of."""
+    if checkpoint is None:
+        raise OnnxquantError(
+            f"{name} is not in timm: export it with its own code and give the ONNX file with --checkpoint, "
+            "to record its preprocessing"
+        )
+    if output.exists() and output.samefile(checkpoint):
+        raise OnnxquantError(f"{output}: is the --checkpoint itself; give another output")
+    proto = read_proto(checkpoint)
+    size = preprocessing.input_size
+    if [spec.shape[-2:] for spec in input_specs(proto) if len(spec.shape) == 4] != [size]:
+        raise OnnxquantError(
+            f"--checkpoint {checkpoint}: {name} takes images of {size[0]}x{size[1]}: give its own ONNX file"
+        )
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    entries |= {METADATA_KEY: preprocessing.to_json(), "onnxquant.source": name}
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, entries)
+    return proto
 
 
 def _cache_key(
@@ -293,7 +314,6 @@ def _preprocessing(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _export_torchscript(model: Any, example: Any, dynamic: bool, opset: int) -> onnx.ModelProto:
-    import onnx
     import torch
 
     buffer = io.BytesIO()

@@ -4,6 +4,7 @@ import functools
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnxquant.passes.classify_blocks import classify
@@ -11,8 +12,11 @@ from typer.testing import CliRunner
 
 from onnxquant import rewrite
 from onnxquant.cli import app
+from onnxquant.errors import OnnxquantError
+from onnxquant.export import export
 from onnxquant.graph.model import load
 from onnxquant.pipeline import canonicalise
+from onnxquant.preprocessing import Preprocessing
 from onnxquant.recipes import recipe_names
 from onnxquant.zoo import ZooModel, load_zoo
 from tests.fixtures import FIXTURES, anonymise, load_fixture
@@ -129,3 +133,25 @@ def test_a_row_that_contradicts_itself_is_refused(change):
     row = ZOO["mobilevit_xxs"].model_dump()
     with pytest.raises(ValueError, match=r"variant|greater than|Extra inputs"):
         ZooModel.model_validate(row | change)
+
+
+def test_a_model_that_timm_has_not_takes_the_users_own_file_and_records_its_preprocessing(tmp_path):
+    own, output = tmp_path / "own.onnx", tmp_path / "out.onnx"
+    onnx.save(load_fixture("mobile_former_26m", "torchscript"), own)
+    export("mobile_former_26m", output, checkpoint=own)
+    written = onnx.load(output)
+    metadata = {entry.key: entry.value for entry in written.metadata_props}
+    assert Preprocessing.from_metadata(metadata, "out") == ZOO["mobile_former_26m"].preprocessing
+    assert list(written.graph.node) == list(onnx.load(own).graph.node)
+
+
+def test_a_model_that_timm_has_not_without_a_file_or_with_another_models_is_answered_with_a_way_on(tmp_path):
+    with pytest.raises(OnnxquantError, match=r"mobile_former_26m is not in timm: .* with --checkpoint"):
+        export("mobile_former_26m", tmp_path / "out.onnx", seed=0)
+    own = tmp_path / "own.onnx"
+    onnx.save(load_fixture("mobilevit_xxs", "torchscript"), own)
+    with pytest.raises(OnnxquantError, match=r"own.onnx: mobile_former_26m takes images of 224x224"):
+        export("mobile_former_26m", tmp_path / "out.onnx", checkpoint=own)
+    with pytest.raises(OnnxquantError, match=r"is the --checkpoint itself"):
+        export("mobile_former_26m", own, checkpoint=own)
+    assert not (tmp_path / "out.onnx").exists()

@@ -39,7 +39,10 @@ def export_command(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.", show_default=False)],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights, classes and size, as tools/train.py saves them.")
+        Path | None,
+        typer.Option(
+            help="Weights, classes and size, as tools/train.py saves them; for a model that timm hasn't: its ONNX file."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random weights from this seed.")] = None,
     exporter: Annotated[Literal["torchscript", "dynamo"], typer.Option(help="Exporter of torch.")] = "torchscript",
@@ -67,7 +70,7 @@ def export_command(
         seed=seed,
         cache=default_cache() if cache else None,
     )
-    typer.echo(f"{path}: {name}, {exporter}, batch {batch}, {path.stat().st_size / 1e6:.1f} MB")
+    typer.echo(f"{path}: {name}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _count(text: str) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from onnxquant.errors import OnnxquantError
 from onnxquant.export import DEFAULT_OPSET, export
 from onnxquant.preprocessing import Preprocessing
 from onnxquant.zoo import load_zoo
@@ -41,11 +40,6 @@ def test_attention_is_counted_as_timm_builds_it(name: str) -> None:
     kinds = [type(module).__name__ for module in model.modules()]
     built = [kind for kind in kinds if re.search("Attention(2d|2dDownsample|Downsample)?$|Attn", kind)]
     assert len(built) == ZOO[name].attention
-
-
-def test_model_that_timm_has_not_is_answered_with_a_way_on(tmp_path: Path) -> None:
-    with pytest.raises(OnnxquantError, match=r"mobile_former_26m is not in timm: .* give onnxquant the ONNX file"):
-        export("mobile_former_26m", tmp_path / "out.onnx", seed=0)
 
 
 def test_name_of_the_zoo_exports_what_timm_calls_otherwise(tmp_path: Path) -> None:
