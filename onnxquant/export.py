@@ -21,6 +21,7 @@ import onnx
 
 from onnxquant.calibration.samples import input_specs
 from onnxquant.errors import OnnxquantError, first_line
+from onnxquant.files import write_bytes
 from onnxquant.graph.model import read_proto, save
 from onnxquant.preprocessing import CLASSES_KEY, METADATA_KEY, Preprocessing
 from onnxquant.zoo import load_zoo
@@ -79,14 +80,14 @@ def export(
     if cache is not None and (key := _cache_key(arch, checkpoint, exporter, batch, seed, opset)):
         kept = Path(cache) / f"{arch}-{exporter}-{key}.onnx"
         if kept.is_file():
-            _write(kept.read_bytes(), output)
+            write_bytes(output, kept.read_bytes(), "-o")
             return output
     content = _export(arch, checkpoint, exporter, batch, seed, opset).SerializeToString(deterministic=True)
-    _write(content, output)
+    write_bytes(output, content, "-o")
     if kept is not None:
         with contextlib.suppress(OSError, OnnxquantError):  # a cache that can't be written is none
             kept.parent.mkdir(parents=True, exist_ok=True)
-            _write(content, kept)
+            write_bytes(kept, content, "cache")
     return output
 
 
@@ -386,15 +387,3 @@ def _missing(error: ImportError) -> OnnxquantError:
 def _short(error: Exception) -> str:
     """What `error` says, shortened to fit into one line."""
     return textwrap.shorten(first_line(error), 160, placeholder=" ...").rstrip(".:")
-
-
-def _write(content: bytes, output: Path) -> None:
-    """Write next to `output` and rename, so that no reader ever meets half a file."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(output)
-    except OSError as error:
-        raise OnnxquantError(f"{output}: cannot be written ({error.strerror}): choose another output") from error
-    finally:
-        temporary.unlink(missing_ok=True)

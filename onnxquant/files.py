@@ -15,7 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["packaged_names", "packaged_toml", "tomllib", "write_text"]
+__all__ = ["packaged_names", "packaged_toml", "tomllib", "write_bytes", "write_text"]
 
 
 def packaged_names(package: str) -> list[str]:
@@ -30,7 +30,12 @@ def packaged_toml(package: str, name: str) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str, option: str) -> None:
-    """Write a text file by way of a temporary one.
+    """Write a text file as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"), option)
+
+
+def write_bytes(path: Path, data: bytes, option: str) -> None:
+    """Write a file by way of a temporary one.
 
     Raises:
         OnnxquantError: `path`, given by `option`, can't be written.
@@ -38,7 +43,7 @@ def write_text(path: Path, text: str, option: str) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".onnxquant-", dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            temporary.write_text(text, "utf-8")
+            temporary.write_bytes(data)
             temporary.replace(path)
     except OSError as error:
         raise OnnxquantError(f"{option} {path}: can't be written ({error.strerror or error})") from None

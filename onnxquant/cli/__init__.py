@@ -9,6 +9,7 @@ import typer
 
 from onnxquant.cli.bench import bench_command
 from onnxquant.cli.blocks import blocks_command
+from onnxquant.cli.build import build_command
 from onnxquant.cli.compare import compare_command
 from onnxquant.cli.evaluate import evaluate_command
 from onnxquant.cli.export import export_command
@@ -51,6 +52,7 @@ app.command("blocks")(blocks_command)
 app.command("compare")(compare_command)
 app.command("evaluate")(evaluate_command)
 app.command("bench")(bench_command)
+app.command("build")(build_command)
 app.command("sensitivity")(sensitivity_command)
 app.command("report")(report_command)
 app.command("export")(export_command)

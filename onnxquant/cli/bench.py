@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 def bench_command(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="ONNX files; ratios are to the first.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...",
+            help="ONNX files and TensorRT engines (.engine, .plan, .trt); ratios are to the first.",
+            show_default=False,
+        ),
     ],
     runs: Annotated[
         int, typer.Option(min=1, help="Timed turns of each model; quick ones run several times in each.")
@@ -30,15 +35,17 @@ def bench_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Run on the first samples of: image folder or zip, .npz, .npy, polygraphy JSON or load_data() script "
-            "[default: random values]."
+            show_default="random values",
+            help="Run on the first samples of: image folder or zip, .npz, .npy, polygraphy JSON or load_data() script.",
         ),
     ] = None,
     preprocess: Preprocess = None,
     provider: Annotated[
-        Literal["cpu", "cuda", "tensorrt"], typer.Option(help="Execution provider of ONNX Runtime.")
+        Literal["cpu", "cuda", "tensorrt"], typer.Option(help="Execution provider of ONNX Runtime, for ONNX files.")
     ] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one operator [default: all cores].")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, show_default="all cores", help="Threads of one operator.")
+    ] = None,
     session_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Session configuration, e.g. session.disable_quant_qdq=1; repeatable."),
@@ -46,29 +53,33 @@ def bench_command(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that loading or a turn of a model may take.")] = 600,
     as_json: Json = False,
 ) -> None:
-    """Time models in ONNX Runtime: a process for each, one at a time, taking turns."""
-    from onnxquant.cli.options import open_data, print_json, progress_bar
+    """Time models: a process for each, one at a time, taking turns.
+
+    An engine's inputs and outputs stay on the GPU while it is timed; ONNX Runtime copies them in every run.
+    """
+    from onnxquant.cli.options import print_json, progress_bar
     from onnxquant.errors import OnnxquantError
-    from onnxquant.graph.model import read_proto
-    from onnxquant.measure.bench import bench, data_feed, random_feed, refuse_engine, require_provider
+    from onnxquant.measure.bench import bench, require_provider
+    from onnxquant.measure.engines import is_engine
 
     if data and shape:
         raise OnnxquantError("--shape: is for random inputs; leave it out, or --data")
     if preprocess and not data:
         raise OnnxquantError("--preprocess: needs data; give some with --data")
+    if all(map(is_engine, models)) and (threads or session_option or provider != "cpu"):
+        option = "--threads" if threads else "--session-option" if session_option else "--provider"
+        raise OnnxquantError(f"{option}: is for ONNX files, and there are only engines; leave it out")
     require_provider(provider)
     shapes = dict(map(_parse_shape, shape or ()))
     entries = dict(map(_parse_entry, session_option or ()))
     feeds: list[Feed] = []
     inputs: set[str] = set()
     for path in models:
-        refuse_engine(path)
-        proto = read_proto(path)
-        inputs.update(value.name for value in proto.graph.input)
-        if data:
-            feeds.append(data_feed(open_data(data, path, preprocess=preprocess), proto, batch))
+        if is_engine(path):
+            feeds.append(_engine_feed(path, batch, shapes, data, preprocess, timeout))
         else:
-            feeds.append(random_feed(proto, str(path), batch, shapes))
+            feeds.append(_model_feed(path, batch, shapes, data, preprocess))
+        inputs.update(feeds[-1])
     if unknown := sorted(shapes.keys() - inputs):
         raise OnnxquantError(f"--shape {unknown[0]}: no model has this input, only {', '.join(sorted(inputs))}")
     with progress_bar("benchmarking") as progress:
@@ -89,15 +100,46 @@ def bench_command(
         _print_table(timings, provider)
 
 
+def _model_feed(path: Path, batch: int, shapes: dict[str, list[int]], data: str | None, preprocess: str | None) -> Feed:
+    from onnxquant.calibration.dataset import input_specs
+    from onnxquant.cli.options import open_data
+    from onnxquant.graph.model import read_proto
+    from onnxquant.measure.feeds import data_feed, random_feed
+    from onnxquant.shapes import image_shape
+
+    proto = read_proto(path)
+    specs = input_specs(proto)
+    if data:
+        return data_feed(open_data(data, path, preprocess=preprocess), specs, batch)
+    return random_feed(specs, str(path), batch, shapes, image_shape(proto, str(path)))
+
+
+def _engine_feed(
+    path: Path, batch: int, shapes: dict[str, list[int]], data: str | None, preprocess: str | None, timeout: float
+) -> Feed:
+    from onnxquant.calibration.dataset import open_dataset
+    from onnxquant.measure.engines import engine_inputs, require_in_profile
+    from onnxquant.measure.feeds import data_feed, random_feed
+    from onnxquant.preprocessing import parse_preprocessing
+
+    inputs = engine_inputs(path, timeout)
+    specs = [entry.spec_for(shapes) for entry in inputs]
+    if data:
+        preprocessing = parse_preprocessing(preprocess, specs) if preprocess else None  # an engine has no metadata
+        feed = data_feed(open_dataset(data, specs, preprocessing), specs, batch)
+    else:
+        feed = random_feed(specs, str(path), batch, shapes)
+    require_in_profile(path, inputs, feed)
+    return feed
+
+
 def _parse_shape(text: str) -> tuple[str, list[int]]:
     from onnxquant.errors import OnnxquantError
+    from onnxquant.shapes import parse_sizes
 
     name, _, sizes = text.rpartition("=")
-    try:
-        shape = [int(size) for size in sizes.lower().split("x")]
-    except ValueError:
-        shape = []
-    if not name or not shape or min(shape) < 1:
+    shape = parse_sizes(sizes, "x")
+    if not name or not shape:
         raise OnnxquantError(f"--shape {text}: must be INPUT=SIZExSIZE..., for example image=1x3x224x224")
     return name, shape
 
@@ -114,6 +156,7 @@ def _parse_entry(text: str) -> tuple[str, str]:
 def _document(timing: Timing) -> dict[str, Any]:
     return {
         "model": timing.model,
+        "runtime": timing.runtime,
         "median_ms": timing.percentile(50) * 1e3,
         "min_ms": min(timing.seconds) * 1e3,
         "p10_ms": timing.percentile(10) * 1e3,
@@ -159,7 +202,10 @@ def _print_table(timings: list[Timing], provider: str) -> None:
         )
     batch = "/".join(str(size) for size in dict.fromkeys(timing.batch for timing in timings))
     console = open_console()
-    console.print(f"{len(timings[0].rounds)} rounds on {provider}, batch {batch}; ratio to the first, 95 % interval")
+    runtimes = dict.fromkeys(provider if t.runtime == "ONNX Runtime" else t.runtime for t in timings)
+    console.print(
+        f"{len(timings[0].rounds)} rounds on {' and '.join(runtimes)}, batch {batch}; ratio to the first, 95 % interval"
+    )
     console.print(table)
 
 

@@ -2,14 +2,19 @@
 
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
 from onnxquant.cli.bench import bench_command
+from onnxquant.deploy.tensorrt import has_gpu
+from onnxquant.measure import engines
 from tests.cli.invoking import Verb
 from tests.graphs import attention, images, parse
+from tests.measure.stand_in import tensorrt_rtx as stand_in
 
 invoke = Verb(bench_command)
 QUICK = ("--runs", 3, "--warmup", 0)
@@ -46,6 +51,7 @@ def test_json_is_all_there_is_on_stdout(folder):
     assert (document["provider"], document["runs"], document["threads"]) == ("cpu", 3, 1)
     assert [entry["model"] for entry in document["models"]] == ["a.onnx", "[red]b.onnx"]
     for entry in document["models"]:
+        assert entry["runtime"] == "ONNX Runtime"
         assert entry["batch"] == 2
         assert len(entry["rounds_ms"]) == 3
         assert 0 < entry["min_ms"] <= entry["p10_ms"] <= entry["median_ms"] <= entry["p90_ms"]
@@ -94,8 +100,61 @@ def test_a_model_that_is_missing_or_none_is_named_before_any_is_timed(folder):
     assert "bad.onnx: not an ONNX file" in invoke.error("a.onnx", "bad.onnx")
 
 
-def test_an_engine_is_not_measured_yet(folder):
-    assert invoke.error("a.onnx", "model.engine").startswith("model.engine: TensorRT engines can't be measured yet")
+def test_an_engine_needs_a_gpu(folder):
+    if has_gpu():
+        pytest.skip("there is one")
+    (folder / "a.plan").write_bytes(b"vtrt")
+    expected = "a.plan: an engine runs on a GPU only, and there is none here; run onnxquant on the machine that has it"
+    assert invoke.error("a.plan").startswith(expected)
+    assert invoke.error("a.onnx", "a.plan").startswith(expected)
+
+
+def test_an_engine_of_a_tensorrt_that_is_not_installed_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (folder / "a.engine").write_bytes(b"ftrt")
+    assert invoke.error("a.engine") == (
+        "a.engine: is no engine of TensorRT-RTX, and tensorrt is not installed; install it with "
+        "pip install 'onnxquant[tensorrt]'"
+    )
+    assert invoke.error("missing.trt") == "missing.trt: can't be read (No such file or directory)"
+
+
+@pytest.mark.parametrize(
+    "option", [("--threads", 1), ("--session-option", "session.disable_quant_qdq=1"), ("--provider", "cuda")]
+)
+def test_options_of_onnx_runtime_are_none_of_an_engines(folder, option):
+    assert invoke.error("a.plan", *option) == (
+        f"{option[0]}: is for ONNX files, and there are only engines; leave it out"
+    )
+
+
+@pytest.fixture
+def engine(folder, monkeypatch):
+    """A TensorRT-RTX that runs engines without a GPU; x is (2 to 6, 4) there."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheels for this platform")
+    monkeypatch.setenv("PYTHONPATH", str(Path(stand_in.__file__).parent))
+    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    (folder / "a.plan").write_bytes(b"vtrt")
+
+
+def test_engines_and_onnx_files_are_timed_side_by_side(engine):
+    lines = invoke("a.onnx", "a.plan", "--batch", 2, *QUICK).stdout.splitlines()
+    assert lines[0].startswith("3 rounds on cpu and TensorRT-RTX 1.")
+    assert [line.split()[0] for line in lines[1:]] == ["model", "a.onnx", "a.plan"]
+    document = json.loads(invoke("a.plan", "--batch", 2, "--json", *QUICK).stdout)
+    assert document["models"][0]["runtime"].startswith("TensorRT-RTX 1.")
+    assert (document["models"][0]["batch"], document["models"][0]["weight_bytes"]) == (2, 123)
+
+
+def test_an_engine_takes_shapes_and_data_within_its_profile(engine):
+    assert json.loads(invoke("a.plan", "--shape", "x=5x4", "--json", *QUICK).stdout)["models"][0]["batch"] == 5
+    assert invoke.error("a.plan").startswith(
+        "a.plan: input x can't be 1x4, the engine takes 2x4 to 6x4; change --batch"
+    )
+    assert invoke.error("a.plan", "--shape", "x=5x5").startswith("--shape x=5x5: doesn't fit input x float32 (?, 4)")
+    np.savez("x.npz", x=np.ones((4, 4), np.float32))
+    found = json.loads(invoke("a.plan", "--data", "x.npz", "--batch", 3, "--json", *QUICK).stdout)
+    assert found["models"][0]["batch"] == 3
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

@@ -1,6 +1,7 @@
 """Models are timed against each other: in processes of their own, in turns, and leaving nothing behind."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnxquant.calibration.dataset import input_specs, open_dataset
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure import bench as module
-from onnxquant.measure.bench import PROVIDERS, bench, data_feed, random_feed, refuse_engine, require_provider
+from onnxquant.measure import process as process_module
+from onnxquant.measure.bench import PROVIDERS, bench, require_provider
 from tests.graphs import attention, images, parse
 
 RELU = "g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }"
@@ -35,7 +36,7 @@ def processes(monkeypatch):
             super().__init__(*arguments, **options)
             started.append(self)
 
-    monkeypatch.setattr(module.subprocess, "Popen", Recorded)
+    monkeypatch.setattr(process_module.subprocess, "Popen", Recorded)
     yield started
     assert started
     assert all(process.returncode is not None for process in started)
@@ -60,7 +61,7 @@ def test_every_figure_of_a_model_is_one(path, processes):
     a, b = bench([path, path], [feed(), feed(2)], rounds=4, warmup=1)
     assert len(processes) == 2
     for timing, batch in ((a, 1), (b, 2)):
-        assert timing.model == str(path)
+        assert (timing.model, timing.runtime) == (str(path), "ONNX Runtime")
         assert timing.batch == batch
         assert len(timing.rounds) == 4
         assert len(timing.seconds) >= 4
@@ -84,9 +85,9 @@ def test_peak_memory_is_the_models_own_not_that_of_the_process_that_started_it(p
 
 def test_models_take_turns_after_each_has_been_loaded_alone(path, monkeypatch):
     asked = []
-    ask = module._Process.ask
+    ask = module.WorkerProcess.ask
     monkeypatch.setattr(
-        module._Process, "ask", lambda self, *request: asked.append((self.path, request[0])) or ask(self, *request)
+        module.WorkerProcess, "ask", lambda self, *request: asked.append((self.path, request[0])) or ask(self, *request)
     )
     other = save(attention(), path.with_name("b.onnx"))
     seen = []
@@ -120,7 +121,7 @@ def test_the_ratio_is_taken_round_by_round_and_does_not_see_the_machine_slow_dow
             disturbed = 100 if (self.path.stem, self.round) == ("b", 7) else 1
             return [0.001 * self.round * speed * disturbed] * 2
 
-    monkeypatch.setattr(module, "_Process", Process)
+    monkeypatch.setattr(module, "WorkerProcess", Process)
     other = save(attention(), path.with_name("b.onnx"))
     a, b = bench([path, other], [feed(1), feed(4)], rounds=20, warmup=2)
     assert a.rounds == tuple(0.001 * position for position in range(3, 23))
@@ -195,7 +196,7 @@ def test_a_process_that_is_killed_is_an_error_that_names_its_model(path, process
 
 def test_a_process_that_can_not_start_says_why(path, processes, monkeypatch, tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_module")
-    monkeypatch.setattr(module, "_WORKER", tmp_path / "broken.py")
+    monkeypatch.setattr(process_module, "_WORKER", tmp_path / "broken.py")
     with pytest.raises(OnnxquantError, match=r"a\.onnx: its process ended with exit code 1: .*no_such_module"):
         bench([path], [feed()])
 
@@ -210,14 +211,14 @@ def test_an_interrupt_leaves_no_process(path, processes):
 
 
 def test_a_worker_ends_with_its_parent_and_not_with_an_interrupt():
-    worker = subprocess.Popen([sys.executable, module._WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    module.pickle.dump(("memory",), worker.stdin)
+    worker = subprocess.Popen([sys.executable, process_module._WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    pickle.dump(("memory",), worker.stdin)
     worker.stdin.flush()
-    assert module.pickle.load(worker.stdout)[0] == "ok"
+    assert pickle.load(worker.stdout)[0] == "ok"
     worker.send_signal(signal.SIGINT)
-    module.pickle.dump(("memory",), worker.stdin)
+    pickle.dump(("memory",), worker.stdin)
     worker.stdin.flush()
-    assert module.pickle.load(worker.stdout)[0] == "ok"
+    assert pickle.load(worker.stdout)[0] == "ok"
     worker.communicate(timeout=30)
     assert worker.returncode == 0
 
@@ -262,74 +263,3 @@ def test_gpu_memory_is_measured_while_each_model_is_loaded_and_run_alone(path, p
     timings = bench([path, path], [feed(), feed()], rounds=1, provider="cuda")
     assert calls == ["start", processes[0].pid, "start", processes[1].pid]
     assert [timing.gpu_bytes for timing in timings] == [2, 4]
-
-
-@pytest.mark.parametrize("name", ["a.engine", "a.plan", "A.TRT"])
-def test_tensorrt_engines_are_refused(name):
-    with pytest.raises(OnnxquantError, match="TensorRT engines can't be measured yet"):
-        refuse_engine(Path(name))
-
-
-def test_random_inputs_are_the_same_every_time_and_for_every_model():
-    first, second = random_feed(attention(), "a", 2), random_feed(attention(channels=4), "b", 2)
-    assert first["image"].shape == (2, 3, 8, 8)
-    assert first["image"].dtype == np.float32
-    assert (first["image"] == second["image"]).all()
-    assert (random_feed(attention(), "a", 2, seed=1)["image"] != first["image"]).any()
-
-
-def test_random_inputs_have_the_type_of_the_input_and_values_that_any_model_takes():
-    text = """g (float16[2] half, double[2] wide, uint8[50, 50] bytes, int64[50] tokens, bool[50] mask, float scalar)
-        => (float16[2] y) { y = Relu (half) }"""
-    made = random_feed(parse(text), "g")
-    assert {name: array.dtype.name for name, array in made.items()} == {
-        "half": "float16",
-        "wide": "float64",
-        "bytes": "uint8",
-        "tokens": "int64",
-        "mask": "bool",
-        "scalar": "float32",
-    }
-    assert set(made["tokens"]) == {0, 1}
-    assert made["bytes"].max() > 200
-    assert made["scalar"].shape == ()
-
-
-def test_text_can_not_be_made_up():
-    with pytest.raises(OnnxquantError, match=r"a\.onnx: input x .* give some with --data"):
-        random_feed(parse("g (string[2] x) => (string[2] y) { y = Identity (x) }"), "a.onnx")
-
-
-DYNAMIC = "g (float[N, C, H, W] x) => (float[N, C, H, W] y) { y = Relu (x) }"
-
-
-def test_dynamic_axes_come_from_the_options_or_from_the_models_own_preprocessing():
-    proto = parse(DYNAMIC)
-    with pytest.raises(OnnxquantError, match=r"a\.onnx: input x float32 \(N, C, H, W\) .* --shape x=1x3x224x224"):
-        random_feed(proto, "a.onnx", 2)
-    assert random_feed(proto, "a.onnx", 2, {"x": [1, 3, 5, 7]})["x"].shape == (1, 3, 5, 7)
-    metadata = '{"input_size": [6, 8], "crop_pct": 1, "interpolation": "box", "mean": [0, 0, 0], "std": [1, 1, 1]}'
-    helper.set_model_props(proto, {"onnxquant.preprocessing": metadata})
-    assert random_feed(proto, "a.onnx", 2)["x"].shape == (2, 3, 6, 8)
-    assert random_feed(proto, "a.onnx", 2, {"x": [1, 3, 5, 7]})["x"].shape == (1, 3, 5, 7)
-
-
-@pytest.mark.parametrize("given", [[2, 4, 1], [2, 5]])
-def test_a_shape_that_does_not_fit_the_input_is_refused(given):
-    with pytest.raises(OnnxquantError, match=r"--shape x=2x.*: doesn't fit input x float32 \(N, 4\) of a\.onnx"):
-        random_feed(parse(RELU), "a.onnx", 1, {"x": given})
-
-
-@pytest.mark.parametrize(("axis", "batch", "expected"), [("N", 3, 3), ("N", 1, 1), ("2", 5, 2), ("8", 1, 8)])
-def test_data_is_cut_to_the_batch_that_is_asked_for_or_that_the_model_fixes(axis, batch, expected):
-    proto = parse(RELU.replace("N", axis))
-    x = np.arange(16, dtype=np.float32).reshape(4, 4)
-    made = data_feed(open_dataset(x, input_specs(proto), None), proto, batch)["x"]
-    assert made.shape == (expected, 4)
-    assert (made[: min(expected, 4)] == x[:expected]).all()
-
-
-def test_too_few_samples_for_a_batch_are_an_error():
-    proto = parse(RELU)
-    with pytest.raises(OnnxquantError, match="has 3 samples, too few for --batch 4"):
-        data_feed(open_dataset(np.ones((3, 4), np.float32), input_specs(proto), None), proto, 4)
