@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +24,9 @@ from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import Model
 from onnxquant.plan import QuantizationPlan
 from onnxquant.targets import Target, load_target
+
+if TYPE_CHECKING:
+    from onnxquant.calibration.ranges import Ranges
 
 Observation: TypeAlias = tuple[str, type[Observer]]
 """A tensor's name and what is to be observed of it."""
@@ -41,6 +44,7 @@ class PassContext:
         plan: filled by the passes that decide, read by the one that inserts.
         blocks: from `classify_blocks`.
         calibration: samples to calibrate on; None where the user gave none.
+        ranges: what was observed earlier, to be used instead of observing; None where there is nothing.
         batch_size: samples run at once, where the model's batch axis allows it.
         observations: what `calibrate` saw, by tensor name and type of observer.
         upcoming: the passes still to come, so that one run over the data can serve them all.
@@ -52,6 +56,7 @@ class PassContext:
     plan: QuantizationPlan = field(default_factory=QuantizationPlan)
     blocks: Blocks | None = None
     calibration: Dataset | None = None
+    ranges: Ranges | None = None
     batch_size: int = 32
     observations: dict[Observation, Observer] = field(default_factory=dict)
     upcoming: Sequence[Pass] = ()

@@ -34,6 +34,7 @@ from onnxquant.recipes import build_passes, load_recipe
 from onnxquant.targets import load_target
 
 if TYPE_CHECKING:
+    from onnxquant.calibration.ranges import Ranges
     from onnxquant.plan import PlanEntry
 
 CANONICAL_PASSES: tuple[Pass, ...] = (FoldConstants(), UnshareInitializers(), FoldBatchNorm())
@@ -93,6 +94,7 @@ def rewrite(
     target: str | None = None,
     overrides: Sequence[str] = (),
     plan: QuantizationPlan | None = None,
+    ranges: Ranges | None = None,
     samples: int = DEFAULT_SAMPLES,
     batch_size: int = DEFAULT_BATCH_SIZE,
     min_sqnr: float = DEFAULT_MIN_SQNR,
@@ -110,6 +112,8 @@ def rewrite(
         target: name of the runtime the result is for; the plan's own where there is a plan, else onnxruntime.
         overrides: options of passes, ``pass.option=value`` each.
         plan: use this instead of deciding; `recipe` and `overrides` then play no part.
+        ranges: use these, from `onnxquant.calibration.ranges.calibrate`, instead of calibrating. Data that is given too
+            only judges the result: on the samples that were held back when the ranges were measured.
         samples: the most samples to calibrate on. As many again at most are held back to measure the agreement.
         batch_size: the most samples to run at once. The result doesn't depend on it.
         min_sqnr: dB; the least agreement with the original that counts as success.
@@ -123,12 +127,16 @@ def rewrite(
     start = time.perf_counter()
     if samples < 1 or math.isnan(min_sqnr):
         raise OnnxquantError(f"samples must be at least 1 and min_sqnr a number, got {samples} and {min_sqnr}")
+    if ranges is not None:
+        samples = ranges.samples  # splits the same data as it was split then
     source = load(model)
     original = source.to_proto()
     dataset = open_calibration(source, calibration)
     calibrating, held = split_held(dataset, samples) if dataset is not None else (None, None)
     runtime = load_target(target or (plan.target if plan else DEFAULT_TARGET))
-    context = PassContext(source, runtime, calibration=calibrating, batch_size=batch_size, progress=progress)
+    context = PassContext(
+        source, runtime, calibration=calibrating, ranges=ranges, batch_size=batch_size, progress=progress
+    )
 
     if plan is None:
         steps, provided = _deciding_passes(context, recipe, overrides), frozenset[str]()

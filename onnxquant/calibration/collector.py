@@ -95,11 +95,17 @@ def _with_reductions(
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     del copied.graph.output[:]
+    reducing: list[onnx.NodeProto] = []
     for (tensor, _), observer in observers.items():
         names = _output_names(tensor, observer)
         for name, (op, attributes) in zip(names, observer.reductions.items(), strict=True):
-            copied.graph.node.append(helper.make_node(op, [tensor], [name], name, **attributes))
+            reducing.append(helper.make_node(op, [tensor], [name], name, **attributes))
             copied.graph.output.append(helper.make_empty_tensor_value_info(name))
+    # ONNX Runtime runs nodes that nothing depends on in reverse order: with those of the last tensor first, each tensor
+    # is reduced and freed while the model runs, not after it.
+    producers = {output: position for position, node in enumerate(model.graph.node) for output in node.output}
+    reducing.sort(key=lambda node: producers.get(node.input[0], -1), reverse=True)
+    copied.graph.node.extend(reducing)
     return copied
 
 

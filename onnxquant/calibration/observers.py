@@ -2,19 +2,27 @@
 
 An observer names the ONNX operators that reduce the tensor inside the graph, so that a few numbers leave ONNX Runtime
 instead of the activation, and adds up what they return. Its memory does not depend on the number of samples, and its
-result does not depend on how they were batched.
+result does not depend on how they were batched. What it saw can be kept as JSON and comes back exact to the bit.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Observer:
-    """Base class."""
+    """Base class.
+
+    The attributes of an observer are its state: numbers, and arrays that keep their dtype and number of axes. It can be
+    made without arguments.
+    """
 
     reductions: ClassVar[dict[str, dict[str, Any]]]
     """Operator -> attributes; each takes the tensor alone and its output goes to `update`."""
@@ -22,6 +30,32 @@ class Observer:
     def update(self, *reduced: NDArray[Any]) -> None:
         """Take in one batch: one array a reduction."""
         raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """What it saw, for JSON: attribute -> number or nested list of numbers."""
+        return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """An observer that saw what the one did that `state` is of.
+
+        Raises:
+            ValueError: `state` is none of this type of observer.
+        """
+        observer = cls()
+        attributes = dict(vars(observer))
+        if state.keys() != attributes.keys():
+            raise ValueError(f"has {', '.join(sorted(state))} instead of {', '.join(sorted(attributes))}")
+        for name, fresh in attributes.items():
+            given, like = np.asarray(state[name]), np.asarray(fresh)
+            if given.dtype.kind not in "iuf" or given.ndim != like.ndim:
+                raise ValueError(f"has a {name} that is not {'an array of numbers' if like.ndim else 'a number'}")
+            with np.errstate(over="ignore", invalid="ignore"):
+                value = given.astype(like.dtype)
+            if not np.isfinite(value).all() or (value.dtype.kind in "iu" and (value != given).any()):
+                raise ValueError(f"has a {name} that does not fit {like.dtype}")
+            setattr(observer, name, value if isinstance(fresh, np.ndarray) else type(fresh)(value))
+        return observer
 
 
 class MinMax(Observer):
@@ -43,23 +77,28 @@ class MinMax(Observer):
 
 
 class ChannelMean(Observer):
-    """Mean of every channel of a (N, C, spatial...) tensor."""
+    """Mean of every channel of a (N, C, spatial...) tensor.
+
+    Attributes:
+        total: sum of the samples' means, (C,).
+        count: samples.
+    """
 
     reductions: ClassVar[dict[str, dict[str, Any]]] = {"GlobalAveragePool": {}}
 
     def __init__(self) -> None:
-        self._total: NDArray[np.float64] = np.zeros(0)
-        self._count = 0
+        self.total: NDArray[np.float64] = np.zeros(0)
+        self.count = 0
 
     def update(self, *reduced: NDArray[Any]) -> None:
         samples = reduced[0].reshape(reduced[0].shape[:2]).astype(np.float64)
-        self._total = samples.sum(axis=0) + (self._total if self._count else 0)
-        self._count += len(samples)
+        self.total = samples.sum(axis=0) + (self.total if self.count else 0)
+        self.count += len(samples)
 
     @property
     def mean(self) -> NDArray[np.float32]:
         """float32, shape (C,)."""
-        return (self._total / max(self._count, 1)).astype(np.float32)
+        return (self.total / max(self.count, 1)).astype(np.float32)
 
 
 class Log2Histogram(Observer):

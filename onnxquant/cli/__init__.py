@@ -10,6 +10,7 @@ import typer
 from onnxquant.cli.bench import bench_command
 from onnxquant.cli.blocks import blocks_command
 from onnxquant.cli.build import build_command
+from onnxquant.cli.calibrate import calibrate_command
 from onnxquant.cli.compare import compare_command
 from onnxquant.cli.evaluate import evaluate_command
 from onnxquant.cli.export import export_command
@@ -49,6 +50,7 @@ def _options(
 
 app.command("rewrite")(rewrite_command)
 app.command("blocks")(blocks_command)
+app.command("calibrate")(calibrate_command)
 app.command("compare")(compare_command)
 app.command("evaluate")(evaluate_command)
 app.command("bench")(bench_command)

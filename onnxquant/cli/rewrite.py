@@ -43,6 +43,9 @@ def rewrite_command(
         float, typer.Option(help="Least agreement with the original, in dB; below it nothing is written.")
     ] = DEFAULT_MIN_SQNR,
     plan: Annotated[Path | None, typer.Option(help="Apply this plan instead of deciding.")] = None,
+    ranges: Annotated[
+        Path | None, typer.Option(help="Use these ranges, from `onnxquant calibrate`, instead of calibrating.")
+    ] = None,
     plan_out: Annotated[Path | None, typer.Option(help="Write the plan, as JSON.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report, as one HTML page.")] = None,
     verify_each: Annotated[
@@ -53,6 +56,7 @@ def rewrite_command(
     as_json: Json = False,
 ) -> None:
     """Quantize a model: ONNX in, ONNX out."""
+    from onnxquant.calibration.ranges import Ranges
     from onnxquant.cli.options import check_outputs, open_data, progress_bar
     from onnxquant.errors import OnnxquantError
     from onnxquant.files import write_text
@@ -62,14 +66,16 @@ def rewrite_command(
 
     loaded = load(model)
     output = output or model.with_suffix(".q.onnx")
-    inputs = {"--calib": calib, "--plan": plan, "--recipe": recipe}
+    inputs = {"--calib": calib, "--plan": plan, "--ranges": ranges, "--recipe": recipe}
     outputs = {"-o": output, "--plan-out": plan_out, "--report": report}
     check_outputs(outputs, inputs if overwrite else {"MODEL": model, **inputs})
-    if plan and (recipe or overrides):
-        raise OnnxquantError("--plan: holds all decisions already; leave out --recipe and --set")
+    if plan and (recipe or overrides or ranges):
+        raise OnnxquantError("--plan: holds all decisions already; leave out --recipe, --set and --ranges")
     if not calib and (per_class or preprocess or verify_each):
         option = "--per-class" if per_class else "--preprocess" if preprocess else "--verify-each"
         raise OnnxquantError(f"{option}: needs data; give some with --calib")
+    measured = Ranges.from_json(ranges) if ranges else None
+    samples = measured.samples if measured else samples
     if report:
         from onnxquant.report import check_report
 
@@ -94,6 +100,7 @@ def rewrite_command(
             target=target,
             overrides=overrides or (),
             plan=QuantizationPlan.from_json(plan) if plan else None,
+            ranges=measured,
             samples=samples,
             batch_size=batch_size,
             min_sqnr=min_sqnr,

@@ -150,3 +150,41 @@ def test_both_exporters_give_the_same_blocks_and_quantizers(tmp_path, exporter):
     assert report["blocks"] == {"conv": 29, "attention": 9, "mlp": 9, "bridge": 3, "norm": 21, "head": 1}
     assert report["quantized"] == {"weight, uniform 8 bit": 35, "activation, log2 8 bit": 9}
     assert report["agreement"]["logits"]["sqnr_db"] > 40
+
+
+def test_ranges_can_be_kept_and_used_instead_of_the_data(folder):
+    done = onnxquant("calibrate", "model.onnx", "--calib", "calib.npz", "-o", "ranges.json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "-o", "a.onnx", cwd=folder)
+    done = onnxquant("rewrite", "model.onnx", "--ranges", "ranges.json", "-o", "b.onnx", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "3 tensors as measured on 24 samples before" in done.stdout
+    assert "agreement not measured: no data" in done.stdout
+    assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
+
+
+def test_data_beside_ranges_judges_the_result_on_what_was_held_back(folder):
+    def agreement(*options):
+        done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "--json", *options, cwd=folder)
+        document = json.loads(done.stdout)
+        return document["agreement"], document["samples"], document["held_back"]
+
+    onnxquant("calibrate", "model.onnx", "--calib", "calib.npz", "-o", "ranges.json", "--samples", 4, cwd=folder)
+    assert agreement("--ranges", "ranges.json") == agreement("--samples", 4)
+
+
+def test_ranges_of_another_model_are_refused_and_nothing_is_written(folder):
+    onnxquant("calibrate", "model.onnx", "--calib", "calib.npz", "-o", "ranges.json", cwd=folder)
+    onnx.save(attention(channels=16), folder / "wide.onnx")
+    done = onnxquant("rewrite", "wide.onnx", "--ranges", "ranges.json", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "ranges: were measured on another model (model.onnx) than wide.onnx" in done.stderr
+    assert not (folder / "wide.q.onnx").exists()
+
+
+def test_a_plan_leaves_no_room_for_ranges(folder):
+    (folder / "x.json").touch()
+    done = onnxquant("rewrite", "model.onnx", "--plan", "x.json", "--ranges", "x.json", cwd=folder)
+    assert done.returncode == 2
+    assert "--plan: holds all decisions already; leave out --recipe, --set and --ranges" in done.stderr
