@@ -47,6 +47,18 @@ class FeedDataset(Dataset):
     def __len__(self) -> int:
         return self._ends[-1]
 
+    @property
+    def feeds(self) -> int:
+        """Number of feeds, each of one sample or more."""
+        return len(self._feeds)
+
+    def unsplit(self) -> FeedDataset:
+        """The same feeds, each of which is one sample, whatever its batch axis: what one run of a model took."""
+        whole = FeedDataset(self.name, self._feeds, self._specs)
+        whole._rows = [None] * len(self._feeds)
+        whole._ends = list(range(1, len(self._feeds) + 1))
+        return whole
+
     def __getitem__(self, index: int, /) -> Sample:
         index = range(len(self))[index]
         position = bisect.bisect_right(self._ends, index)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from onnxquant.calibration.samples import Feed
-from onnxquant.errors import OnnxquantError
+from onnxquant.errors import OnnxquantError, first_line
+from onnxquant.polygraphy import missing
 
 DEFAULT_FUNCTION = "load_data"
 
@@ -67,20 +68,33 @@ def load_polygraphy_json(path: Path, limit: int | None) -> list[Feed]:
     Raises:
         OnnxquantError: polygraphy is not installed, or the file is none of its own.
     """
+    loaded = decode_polygraphy_json(path, "--save-inputs")
+    return materialise(str(path), loaded if isinstance(loaded, list) else [loaded], limit)
+
+
+def decode_polygraphy_json(path: Path, option: str) -> Any:
+    """What polygraphy saved as JSON, as its own objects and arrays.
+
+    Args:
+        path: the file.
+        option: of ``polygraphy run`` that writes such a file, for messages.
+
+    Raises:
+        OnnxquantError: polygraphy is not installed, or the file is none of its own.
+    """
     try:
         from polygraphy.json import load_json
     except ImportError:
-        raise OnnxquantError(f"{path}: reading it needs polygraphy: pip install 'onnxquant[polygraphy]'") from None
+        raise missing(f"{path}: reading it") from None
     try:
         silent = io.StringIO()  # polygraphy prints what it raises, and warnings about itself
         with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-            loaded = load_json(str(path))
+            return load_json(str(path))
     except Exception as error:  # polygraphy's own exceptions, and whatever broken base64 and headers raise
-        reason = (str(error).splitlines() or [""])[0]
+        what = option.removeprefix("--save-")
         raise OnnxquantError(
-            f"{path}: not inputs that polygraphy saved ({reason}); write it with polygraphy run --save-inputs"
+            f"{path}: not {what} that polygraphy saved ({first_line(error)}); write it with polygraphy run {option}"
         ) from None
-    return materialise(str(path), loaded if isinstance(loaded, list) else [loaded], limit)
 
 
 def materialise(where: str, feeds: Iterable[Mapping[str, Any]], limit: int | None) -> list[Feed]:

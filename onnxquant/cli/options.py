@@ -118,11 +118,11 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def open_console() -> Console:
-    """A console on stdout; what goes into a file or pipe is never cut to a terminal's width."""
+def open_console(stderr: bool = False) -> Console:
+    """A console on stdout, or stderr; what goes into a file or pipe is never cut to a terminal's width."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, stderr=stderr)
     if not console.is_terminal:
         console.width = 10_000
     return console

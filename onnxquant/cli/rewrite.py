@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onnxquant.cli.options import BatchSize, Json, ModelPath, PerClass, Preprocess
+from onnxquant.cli.options import BatchSize, Json, PerClass, Preprocess
 from onnxquant.defaults import DEFAULT_BATCH_SIZE, DEFAULT_MIN_SQNR, DEFAULT_RECIPE, DEFAULT_SAMPLES, DEFAULT_TARGET
 
 if TYPE_CHECKING:
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
     from onnxquant.pass_manager import AfterEach
     from onnxquant.pipeline import Report, RewriteResult
 
+PIPE = Path("-")
+"""As MODEL stdin, as OUTPUT stdout."""
+
 
 def rewrite_command(
-    model: ModelPath,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file; - is stdin.", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", show_default="MODEL.q.onnx beside the input", help="File to write."),
+        typer.Option(
+            "-o", "--output", show_default="MODEL.q.onnx beside the input", help="File to write; - is stdout."
+        ),
     ] = None,
     calib: Annotated[
         str | None,
@@ -60,15 +66,17 @@ def rewrite_command(
     from onnxquant.cli.options import check_outputs, open_data, progress_bar
     from onnxquant.errors import OnnxquantError
     from onnxquant.files import write_text
-    from onnxquant.graph.model import load, save
+    from onnxquant.graph.model import load, read_stream, save, save_stream
     from onnxquant.pipeline import rewrite
     from onnxquant.plan import QuantizationPlan
 
-    loaded = load(model)
+    piped_in, piped_out = model == PIPE, output == PIPE
+    _check_pipes(piped_in, output, as_json)
+    loaded = load(read_stream(sys.stdin.buffer, "stdin"), "stdin") if piped_in else load(model)
     output = output or model.with_suffix(".q.onnx")
     inputs = {"--calib": calib, "--plan": plan, "--ranges": ranges, "--recipe": recipe}
-    outputs = {"-o": output, "--plan-out": plan_out, "--report": report}
-    check_outputs(outputs, inputs if overwrite else {"MODEL": model, **inputs})
+    outputs = {"-o": None if piped_out else output, "--plan-out": plan_out, "--report": report}
+    check_outputs(outputs, inputs if overwrite or piped_in else {"MODEL": model, **inputs})
     if plan and (recipe or overrides or ranges):
         raise OnnxquantError("--plan: holds all decisions already; leave out --recipe, --set and --ranges")
     if not calib and (per_class or preprocess or verify_each):
@@ -107,8 +115,12 @@ def rewrite_command(
             after_each=hooks,
             progress=progress,
         )
-    html = _render_report(original, result, dataset, samples, batch_size, model.name) if original else None
-    save(result.model, output)
+    name = "stdin" if piped_in else model.name
+    html = _render_report(original, result, dataset, samples, batch_size, name) if original else None
+    if piped_out:
+        save_stream(result.model, sys.stdout.buffer, "-o -")
+    else:
+        save(result.model, output)
     if plan_out:
         write_text(plan_out, result.plan.to_json(), "--plan-out")
     if report and html:
@@ -117,6 +129,20 @@ def rewrite_command(
         _print_json(result, output)
     else:
         _print_table(result.report, output)
+
+
+def _check_pipes(piped_in: bool, output: Path | None, as_json: bool) -> None:
+    """Refuse what pipes can't do, before any work."""
+    from onnxquant.errors import OnnxquantError
+
+    if piped_in and sys.stdin.isatty():
+        raise OnnxquantError("MODEL -: stdin is a terminal; pipe a model in, or give its path")
+    if piped_in and output is None:
+        raise OnnxquantError("-o: needed where the model comes from stdin; give a path, or - for stdout")
+    if output == PIPE and as_json:
+        raise OnnxquantError("--json: stdout carries the model; give -o a path")
+    if output == PIPE and sys.stdout.isatty():
+        raise OnnxquantError("-o -: stdout is a terminal; pipe it on, or give a path")
 
 
 def _render_report(
@@ -189,5 +215,6 @@ def _print_table(report: Report, output: Path) -> None:
         table.add_row("output", "agreement not measured: no data (give some with --calib)")
     for run in report.runs:
         table.add_row("pass", f"{run.seconds * 1e3:7.0f} ms  {run.name}: {shown('; '.join(run.result.notes))}")
-    table.add_row("written", f"{shown(str(output))} in {report.seconds:.1f} s")
-    open_console().print(table)
+    written = "stdout" if output == PIPE else shown(str(output))
+    table.add_row("written", f"{written} in {report.seconds:.1f} s")
+    open_console(stderr=output == PIPE).print(table)

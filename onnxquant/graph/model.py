@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import onnx
@@ -95,7 +96,7 @@ class Model:
         return model
 
 
-def load(source: Source) -> Model:
+def load(source: Source, name: str | None = None) -> Model:
     """Read a model for rewriting; the source itself is never changed. A `Model` is returned as it is.
 
     Opsets below 13 (19 for float16 models) are converted up, nodes get unique names, shapes are inferred.
@@ -103,6 +104,7 @@ def load(source: Source) -> Model:
     Args:
         source: path of an ONNX file (external data beside it is read too), a ModelProto, a graphsurgeon graph or a
             `Model`.
+        name: what messages call a model that comes from no file; by default the graph's own name.
 
     Raises:
         OnnxquantError: the file is missing, truncated, not ONNX, invalid, lacks its external data or has an opset that
@@ -111,9 +113,9 @@ def load(source: Source) -> Model:
     if isinstance(source, Model):
         return source
     if isinstance(source, gs.Graph):
-        proto, name = gs.export_onnx(source.copy()), source.name or "model"
+        proto, name = gs.export_onnx(source.copy()), name or source.name or "model"
     elif isinstance(source, onnx.ModelProto):
-        proto, name = source, source.graph.name or "model"
+        proto, name = source, name or source.graph.name or "model"
     else:
         proto, name = read_proto(source), str(source)
     size = proto.ByteSize()
@@ -148,19 +150,36 @@ def read_proto(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise OnnxquantError(f"{path}: no such file")
     if path.is_dir():
         raise OnnxquantError(f"{path}: is a folder; give the .onnx file itself")
+    return _read(path, str(path), path.parent)
+
+
+def read_stream(stream: BinaryIO, name: str) -> onnx.ModelProto:
+    """An ONNX file that comes through a pipe; external data, if it has any, is looked for in the working directory.
+
+    Args:
+        stream: read to its end.
+        name: what messages call it.
+
+    Raises:
+        OnnxquantError: it can't be read as ONNX.
+    """
+    return _read(stream, name, Path())
+
+
+def _read(source: Path | BinaryIO, name: str, folder: Path) -> onnx.ModelProto:
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(source, load_external_data=False)
     except DecodeError:
-        raise OnnxquantError(f"{path}: not an ONNX file, or a truncated one; export or copy it again") from None
+        raise OnnxquantError(f"{name}: not an ONNX file, or a truncated one; export or copy it again") from None
     except OSError as error:
-        raise OnnxquantError(f"{path}: can't be read ({error.strerror or error})") from None
+        raise OnnxquantError(f"{name}: can't be read ({error.strerror or error})") from None
     if not model.graph.node and not model.opset_import:
-        raise OnnxquantError(f"{path}: not an ONNX file (it holds no graph); export it again")
+        raise OnnxquantError(f"{name}: not an ONNX file (it holds no graph); export it again")
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
+        onnx.load_external_data_for_model(model, str(folder))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise OnnxquantError(
-            f"{path}: its external data can't be read ({first_line(error)}); put the data file beside the .onnx file, "
+            f"{name}: its external data can't be read ({first_line(error)}); put the data file beside the .onnx file, "
             "under the name it was exported with"
         ) from None
     return model
@@ -204,6 +223,28 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         raise OnnxquantError(
             f"{path}: can't be written ({error.strerror or error}); give another path with -o"
         ) from None
+
+
+def save_stream(model: Model | onnx.ModelProto, stream: BinaryIO, name: str) -> None:
+    """Check a model as `save` does and write its bytes to a pipe; nothing is written of one that fails.
+
+    Args:
+        model: the model.
+        stream: what to write to.
+        name: what messages call it.
+
+    Raises:
+        OnnxquantError: as `save`; also where the weights need a file of their own.
+    """
+    proto = model.to_proto() if isinstance(model, Model) else model
+    if proto.ByteSize() > PROTOBUF_LIMIT:
+        raise OnnxquantError(f"{name}: the weights take more than 2 GiB and need a file of their own; give a path")
+    with tempfile.TemporaryDirectory(prefix="onnxquant-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(proto, path)
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, stream)
+    stream.flush()
 
 
 def _run_once(session: ort.InferenceSession) -> None:
