@@ -32,6 +32,8 @@ from onnxquant.plan import QuantizationPlan
 from onnxquant.preprocessing import Preprocessing, classes_from_metadata
 from onnxquant.recipes import build_passes, load_recipe
 from onnxquant.targets import load_target
+from onnxquant.targets.check import require_accepted
+from onnxquant.targets.inline import inline_functions
 
 if TYPE_CHECKING:
     from onnxquant.calibration.ranges import Ranges
@@ -148,6 +150,10 @@ def rewrite(
     report.runs = manager.run(context)
     _require_entries(context, report.runs)
     rewritten = check(source.to_proto(), source.name)
+    if not runtime.functions:
+        rewritten = check(inline_functions(rewritten), source.name)
+    if runtime.opsets:
+        require_accepted(rewritten, runtime, source.name)
     report.blocks = context.blocks.count() if context.blocks else {}
     report.quantized = dict(Counter(describe(entry) for entry in context.plan.entries))
     report.bytes_after = rewritten.ByteSize()

@@ -11,6 +11,7 @@ from onnxquant.cli.bench import bench_command
 from onnxquant.cli.blocks import blocks_command
 from onnxquant.cli.build import build_command
 from onnxquant.cli.calibrate import calibrate_command
+from onnxquant.cli.check import check_command
 from onnxquant.cli.compare import compare_command
 from onnxquant.cli.evaluate import evaluate_command
 from onnxquant.cli.export import export_command
@@ -54,6 +55,7 @@ app.command("calibrate")(calibrate_command)
 app.command("compare")(compare_command)
 app.command("evaluate")(evaluate_command)
 app.command("bench")(bench_command)
+app.command("check")(check_command)
 app.command("build")(build_command)
 app.command("sensitivity")(sensitivity_command)
 app.command("report")(report_command)

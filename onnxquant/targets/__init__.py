@@ -2,28 +2,97 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 from onnxquant.errors import OnnxquantError
 from onnxquant.files import packaged_names, packaged_toml
 
 
+class RefusedOperators(BaseModel):
+    """Operators that a runtime refuses, always or under conditions that must all hold.
+
+    Attributes:
+        operators: standard operators.
+        dtype: type of the first input.
+        rank: number of the first input's dimensions.
+        below: the compute capability from which on they are accepted.
+        remedy: what to do instead.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    operators: tuple[str, ...]
+    dtype: str | None = None
+    rank: int | None = None
+    below: str | None = None
+    remedy: str
+
+
 class Target(BaseModel):
-    """A runtime's description.
+    """A runtime's description. Types have ONNX's names, as in ``float``, ``float16`` and ``int8``.
 
     Attributes:
         name: as given to ``--target``.
         description: one line for ``onnxquant targets``.
-        unsigned: whether weights may be uint8.
+        codes: types that QuantizeLinear and DequantizeLinear may store.
         zero_point: whether a zero-point other than 0 is accepted.
+        functions: whether functions are accepted; they are inlined where not.
+        onnxruntime: whether ONNX Runtime is to run the model.
+        opsets: the oldest and the newest one accepted.
+        dtypes: types that tensors may have.
+        boundary_dtypes: types that only inputs, outputs and constants of the graph may have.
+        rules: what `onnxquant.targets.check` looks for, by name.
+        custom_operators: operators that need no function body, as ``domain.name`` or ``name``; * stands for any text.
+        compute_capabilities: those an engine can be built for; empty if there is no list.
+        minimum_compute_capability: by type.
+        refused: operators that aren't accepted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     description: str
-    unsigned: bool
+    codes: tuple[str, ...]
     zero_point: bool
+    functions: bool = True
+    onnxruntime: bool = False
+    opsets: tuple[int, int] | None = None
+    dtypes: tuple[str, ...] = ()
+    boundary_dtypes: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    custom_operators: tuple[str, ...] = ()
+    compute_capabilities: tuple[str, ...] = ()
+    minimum_compute_capability: dict[str, str] = {}
+    refused: tuple[RefusedOperators, ...] = ()
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether weights may be uint8."""
+        return "uint8" in self.codes
+
+    def parse_compute_capability(self, text: str) -> tuple[int, int]:
+        """A GPU's compute capability, as ``8.6``, for which this runtime builds engines.
+
+        Raises:
+            OnnxquantError: it isn't one.
+        """
+        if not re.fullmatch(r"\d{1,2}\.\d", text):
+            raise OnnxquantError(f"--compute-capability {text}: must be MAJOR.MINOR, for example 8.6")
+        if self.compute_capabilities and text not in self.compute_capabilities:
+            raise OnnxquantError(
+                f"--compute-capability {text}: {self.name} builds engines only for "
+                f"{', '.join(self.compute_capabilities)}; choose one of them or another target"
+            )
+        return as_version(text)
+
+
+def as_version(capability: str) -> tuple[int, int]:
+    """``8.6`` as (8, 6), which compares as it should."""
+    major, minor = capability.split(".")
+    return int(major), int(minor)
 
 
 def target_names() -> list[str]:
@@ -39,4 +108,18 @@ def load_target(name: str) -> Target:
     """
     if name not in target_names():
         raise OnnxquantError(f"--target {name}: unknown; choose one of {', '.join(target_names())}")
-    return Target.model_validate(packaged_toml(__name__, name))
+    return Target.model_validate(_read(name))
+
+
+def _read(name: str) -> dict[str, Any]:
+    """A target's file on top of the one it extends: tables add to that one's, other entries replace them."""
+    table = packaged_toml(__name__, name)
+    if base := table.pop("extends", None):
+        inherited = _read(base)
+        for key, value in table.items():
+            if isinstance(value, dict):
+                table[key] = {**inherited.get(key, {}), **value}
+            elif isinstance(value, list) and value and isinstance(value[0], dict):
+                table[key] = [*inherited.get(key, []), *value]
+        table = {**inherited, **table}
+    return table

@@ -135,7 +135,8 @@ def test_help_is_quick_and_lists_the_verbs():
         assert f"'{heavy}'" not in modules, f"{heavy} is imported before a verb needs it"
     text = onnxquant("--help").stdout
     for verb in (
-        "rewrite", "blocks", "compare", "evaluate", "bench", "sensitivity", "report", "export", "passes", "recipes",
+        "rewrite", "blocks", "calibrate", "compare", "evaluate", "bench", "check", "build", "sensitivity", "report",
+        "export", "passes", "recipes",
         "targets",
     ):  # fmt: skip
         assert verb in text
