@@ -46,7 +46,10 @@ def main() -> None:
 
 
 class Worker:
-    """A model and what it is fed: `load` an ONNX file, or `load_engine` and `bind`; then take turns."""
+    """A model and what it is fed: `load` an ONNX file, or `load_engine` and `bind`; then take turns.
+
+    Or `load_engine`, and `run` for its outputs.
+    """
 
     _run: Callable[[], object]
 
@@ -102,6 +105,8 @@ class Worker:
         self._inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self._outputs = [name for name in names if name not in self._inputs]
         self._engine = engine
+        self._buffers: list[int] = []  # on the GPU, of the last `bind`
+        self._stream: int | None = None
         weights = engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE) if hasattr(trt, "EngineStat") else None
         return seconds, weights, list(map(self._input, self._inputs))
 
@@ -129,7 +134,14 @@ class Worker:
                 f"the CUDA runtime can't be loaded ({error}); install it with pip install nvidia-cuda-runtime-cu12, or "
                 "put its folder on LD_LIBRARY_PATH"
             ) from None
-        context = self._context
+        self._cuda, context = cuda, self._context
+        while self._buffers:
+            gpu.free(self._buffers.pop())
+
+        def allocate(nbytes: int) -> int:
+            self._buffers.append(gpu.malloc(max(nbytes, 1)))
+            return self._buffers[-1]
+
         for name in self._inputs:
             array = feeds[name].copy(order="C")
             self._checked(context.set_input_shape(name, array.shape))
@@ -137,18 +149,32 @@ class Worker:
                 address = array.ctypes.data
                 self._kept.append(array)
             else:
-                address = gpu.malloc(max(array.nbytes, 1))
+                address = allocate(array.nbytes)
                 gpu.memcpy(address, array.ctypes.data, array.nbytes, cuda.MemcpyKind.HostToDevice)
             self._checked(context.set_tensor_address(name, address))
         for name in self._outputs:
-            self._checked(context.set_tensor_address(name, gpu.malloc(max(context.get_max_output_size(name), 1))))
-        stream = gpu.create_stream()
+            self._checked(context.set_tensor_address(name, allocate(context.get_max_output_size(name))))
+        self._stream = stream = self._stream or gpu.create_stream()
 
         def run() -> None:
             self._checked(context.execute_async_v3(stream))
             gpu.stream_synchronize(stream)
 
         self._run = run
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Run the engine once on an array for every input; returns its outputs by name."""
+        import numpy as np
+
+        self.bind(feeds)
+        self._run()
+        context, cuda, outputs = self._context, self._cuda, {}
+        for name in self._outputs:
+            dtype = self._trt.nptype(self._engine.get_tensor_dtype(name))
+            outputs[name] = array = np.empty(tuple(context.get_tensor_shape(name)), dtype)
+            address = context.get_tensor_address(name)
+            cuda.wrapper().memcpy(array.ctypes.data, address, array.nbytes, cuda.MemcpyKind.DeviceToHost)
+        return outputs
 
     def _checked(self, result: Any) -> Any:
         """What a call to TensorRT returned, unless it says that the call failed."""

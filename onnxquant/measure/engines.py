@@ -1,12 +1,14 @@
-"""TensorRT engine files as models to be timed: what runs them, and which inputs they take."""
+"""TensorRT engine files as models to be measured: what runs them, which inputs they take, and what they compute."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxquant.calibration.samples import Feed, InputSpec
 from onnxquant.deploy.profiles import Shape
@@ -87,6 +89,23 @@ def engine_inputs(path: Path, timeout: float = 600) -> list[EngineInput]:
         )
         for name, dtype, shape, bounds in inputs
     ]
+
+
+def run_engine(path: Path, feeds: Iterable[Feed], timeout: float = 600) -> list[dict[str, NDArray[Any]]]:
+    """What the engine `path` computes, by output name, for each of `feeds`: it runs in a process of its own.
+
+    Args:
+        path: of the engine.
+        feeds: an array for every input, of a shape that the engine takes.
+        timeout: seconds that loading or one run may take.
+
+    Raises:
+        OnnxquantError: it can't be loaded or run, or takes longer than `timeout`.
+    """
+    tensorrt = engine_runtime(path)
+    with WorkerProcess(path, timeout) as process:
+        process.ask("load_engine", str(path), tensorrt.module.__name__)
+        return [process.ask("run", dict(feed)) for feed in feeds]
 
 
 def require_in_profile(path: Path, inputs: Sequence[EngineInput], feed: Feed) -> None:

@@ -18,7 +18,7 @@ from onnxquant.deploy.tensorrt import has_gpu
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure import engines as module
 from onnxquant.measure.bench import bench
-from onnxquant.measure.engines import EngineInput, engine_inputs, is_engine, require_in_profile
+from onnxquant.measure.engines import EngineInput, engine_inputs, is_engine, require_in_profile, run_engine
 from onnxquant.measure.process import WorkerProcess
 from tests.graphs import parse
 from tests.measure.stand_in import tensorrt_rtx as stand_in
@@ -82,6 +82,8 @@ def test_the_real_runtime_runs_an_engine(plan):
     assert (x.spec.name, x.spec.shape, x.least, x.best, x.most) == ("x", (None, 4), (1, 4), (1, 4), (8, 4))
     (timing,) = bench([plan], [{"x": np.ones((8, 4), np.float32)}], rounds=3)
     assert timing.batch == 8
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(run_engine(plan, [{"x": x}])[0]["y"], np.maximum(x, 0))
     assert timing.runtime.startswith("TensorRT-RTX")
 
 
@@ -99,6 +101,14 @@ def test_an_engine_is_timed_beside_the_onnx_file_that_it_was_built_from(plan, ru
     assert len(engine.rounds) == 3
     assert engine.load_seconds > 0
     assert engine.ratio > 0
+
+
+def test_an_engine_gives_the_outputs_of_each_feed(plan, runs):
+    feeds = [{"x": np.full((rows, 4), rows, np.float32)} for rows in (2, 6, 3)]
+    outputs = run_engine(plan, feeds)
+    assert [set(each) for each in outputs] == [{"y"}] * 3
+    for each, feed in zip(outputs, feeds, strict=True):
+        np.testing.assert_array_equal(each["y"], feed["x"] + 1)
 
 
 def test_an_engine_that_can_not_be_loaded_says_what_tensorrt_says(plan, runs):

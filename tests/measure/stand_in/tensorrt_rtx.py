@@ -41,6 +41,12 @@ class IExecutionContext:
         self._addresses[name] = address
         return True
 
+    def get_tensor_shape(self, name):
+        return self._shapes["x"]
+
+    def get_tensor_address(self, name):
+        return self._addresses[name]
+
     def execute_async_v3(self, stream_handle):
         count = int(np.prod(self._shapes["x"]))
         x, y = (np.ctypeslib.as_array((ctypes.c_float * count).from_address(self._addresses[name])) for name in "xy")

@@ -5,15 +5,20 @@ import ctypes
 
 class MemcpyKind:
     HostToDevice = ctypes.c_int(1)
+    DeviceToHost = ctypes.c_int(2)
 
 
 class Cuda:
     def __init__(self):
-        self._buffers = []
+        self._buffers = {}
 
     def malloc(self, nbytes):
-        self._buffers.append(ctypes.create_string_buffer(nbytes))
-        return ctypes.addressof(self._buffers[-1])
+        buffer = ctypes.create_string_buffer(nbytes)
+        self._buffers[ctypes.addressof(buffer)] = buffer
+        return ctypes.addressof(buffer)
+
+    def free(self, ptr):
+        del self._buffers[ptr]
 
     def memcpy(self, dst, src, nbytes, kind):
         ctypes.memmove(dst, src, nbytes)
