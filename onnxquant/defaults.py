@@ -10,3 +10,8 @@ DEFAULT_BATCH_SIZE = 32
 
 DEFAULT_MIN_SQNR = 10.0
 """dB. Below it the output shares little with the original's, whatever the model: the rewrite counts as failed."""
+
+FLOAT_TYPES = ("fp32", "fp16")
+
+DEFAULT_FLOAT_TYPE = "fp32"
+"""The type that whatever isn't quantized computes in."""

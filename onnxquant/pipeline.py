@@ -15,14 +15,24 @@ import onnx_graphsurgeon as gs
 
 from onnxquant.calibration.collector import fitting_batch_size
 from onnxquant.calibration.dataset import Dataset, input_specs, open_dataset, split_held
-from onnxquant.defaults import DEFAULT_BATCH_SIZE, DEFAULT_MIN_SQNR, DEFAULT_RECIPE, DEFAULT_SAMPLES, DEFAULT_TARGET
+from onnxquant.defaults import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_FLOAT_TYPE,
+    DEFAULT_MIN_SQNR,
+    DEFAULT_RECIPE,
+    DEFAULT_SAMPLES,
+    DEFAULT_TARGET,
+    FLOAT_TYPES,
+)
 from onnxquant.errors import AccuracyError, OnnxquantError
+from onnxquant.graph.float16 import rounded
 from onnxquant.graph.model import MINIMUM_OPSET, Model, Source, check, infer_types, load, name_nodes
 from onnxquant.measure.compare import compare
 from onnxquant.measure.metrics import Agreement
 from onnxquant.pass_manager import AfterEach, Pass, PassContext, PassManager, PassRun
 from onnxquant.passes.calibrate import Calibrate
 from onnxquant.passes.classify_blocks import ClassifyBlocks
+from onnxquant.passes.convert_to_float16 import ConvertToFloat16
 from onnxquant.passes.fold_batch_norm import FoldBatchNorm
 from onnxquant.passes.fold_constants import FoldConstants
 from onnxquant.passes.insert_quantizers import InsertQuantizers
@@ -94,6 +104,7 @@ def rewrite(
     recipe: str = DEFAULT_RECIPE,
     calibration: Any = None,
     target: str | None = None,
+    float_type: str = DEFAULT_FLOAT_TYPE,
     overrides: Sequence[str] = (),
     plan: QuantizationPlan | None = None,
     ranges: Ranges | None = None,
@@ -112,6 +123,8 @@ def rewrite(
             load_data() script, an array, a dict of arrays, an iterable of feed dicts or a `Dataset`. None: ranges that
             hold for any input, and no measured agreement.
         target: name of the runtime the result is for; the plan's own where there is a plan, else onnxruntime.
+        float_type: "fp16" lets what isn't quantized compute in float16, with casts in the file; inputs and outputs stay
+            float32. A plan doesn't carry it: which nodes float16 can hold is measured on the calibration data.
         overrides: options of passes, ``pass.option=value`` each.
         plan: use this instead of deciding; `recipe` and `overrides` then play no part.
         ranges: use these, from `onnxquant.calibration.ranges.calibrate`, instead of calibrating. Data that is given too
@@ -129,6 +142,9 @@ def rewrite(
     start = time.perf_counter()
     if samples < 1 or math.isnan(min_sqnr):
         raise OnnxquantError(f"samples must be at least 1 and min_sqnr a number, got {samples} and {min_sqnr}")
+    if float_type not in FLOAT_TYPES:
+        raise OnnxquantError(f"--float-type {float_type}: unknown; choose one of {', '.join(FLOAT_TYPES)}")
+    half = float_type == "fp16"
     if ranges is not None:
         samples = ranges.samples  # splits the same data as it was split then
     source = load(model)
@@ -144,7 +160,9 @@ def rewrite(
         steps, provided = _deciding_passes(context, recipe, overrides), frozenset[str]()
     else:
         context.plan, steps, provided = plan, list(CANONICAL_PASSES), frozenset({"plan"})
-    manager = PassManager([*steps, *FINAL_PASSES], provided, after_each)
+        steps += [ClassifyBlocks(), Calibrate()] if half else []
+    final = [InsertQuantizers(), *([ConvertToFloat16()] if half else []), ShareInitializers()]
+    manager = PassManager([*steps, *final], provided, after_each)
 
     report = Report(bytes_before=source.size_bytes)
     report.runs = manager.run(context)
@@ -160,7 +178,9 @@ def rewrite(
     if dataset is not None and held is not None:
         report.held_back = len(held) > 0
         judged = held if report.held_back else dataset
-        _judge(report, original, rewritten, judged, batch_size, min_sqnr, source.name)
+        # ONNX Runtime computes most of float16 in float32 on a CPU, and would not show what overflows elsewhere.
+        computed = rounded(rewritten) if half else rewritten
+        _judge(report, original, computed, judged, batch_size, min_sqnr, source.name)
     report.seconds = time.perf_counter() - start
     return RewriteResult(rewritten, context.plan, report)
 
@@ -238,7 +258,7 @@ def _deciding_passes(context: PassContext, recipe: str, overrides: Sequence[str]
     """The canonical passes and those of the recipe, which the context's plan is marked with."""
     context.plan.recipe, context.plan.target = recipe, context.target.name
     steps = build_passes(load_recipe(recipe), list(overrides))
-    for last in FINAL_PASSES:
+    for last in (*FINAL_PASSES, ConvertToFloat16()):
         if any(isinstance(step, type(last)) for step in steps):
             raise OnnxquantError(f"--recipe {recipe}: {last.pass_name()} runs after every recipe; leave it out")
     return [*CANONICAL_PASSES, *steps]
@@ -267,6 +287,11 @@ def _judge(
     if sqnr is None or sqnr >= min_sqnr:
         return
     layers = compare(original, rewritten, data, batch_size=fitting, per_layer=True).layers
+    if sqnr == -math.inf and layers:  # among equals, the first that the model computes comes first
+        raise AccuracyError(
+            f"{name}: the rewritten model overflows: tensor {layers[0].tensor} is the first with NaN or infinite "
+            "values; calibrate on samples that show values as large, or leave out --float-type fp16"
+        )
     worst = ", ".join(f"{layer.tensor} ({layer.sqnr_db:.1f} dB)" for layer in layers[:WORST_NAMED])
     raise AccuracyError(
         f"{name}: the rewritten model's output agrees with the original's to {sqnr:.1f} dB, less than the "

@@ -171,12 +171,15 @@ def main() -> None:
             for written in (output, folder / f"{half}.onnx"):
                 check_outputs({"--work": written}, {"the model": args.model})
             with noting(f"making {single} and {half}"):
-                if recipe:
-                    rewritten = rewrite(args.model, recipe=recipe, calibration=data, target=target, min_sqnr=-math.inf)
-                    save(rewritten.model, output)
-                made[single] = output if recipe else args.model
-                save(to_float16(made[single], calibrating, target), folder / f"{half}.onnx")
-                made[half] = folder / f"{half}.onnx"
+                made = {single: output if recipe else args.model, half: folder / f"{half}.onnx"}
+                if recipe is None:
+                    save(to_float16(args.model, calibrating, target), made[half])
+                for variant, float_type in ((single, "fp32"), (half, "fp16")) if recipe else ():
+                    rewritten = rewrite(
+                        args.model, recipe=recipe, calibration=data, target=target, float_type=float_type,
+                        min_sqnr=-math.inf,
+                    )  # fmt: skip
+                    save(rewritten.model, made[variant])
             for variant, path in made.items():
                 with noting(f"measuring {variant}"):
                     check.measure(variant, path, folder / f"{variant}.plan")

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onnxquant.cli.options import BatchSize, Json, PerClass, Preprocess
-from onnxquant.defaults import DEFAULT_BATCH_SIZE, DEFAULT_MIN_SQNR, DEFAULT_RECIPE, DEFAULT_SAMPLES, DEFAULT_TARGET
+from onnxquant.defaults import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_FLOAT_TYPE,
+    DEFAULT_MIN_SQNR,
+    DEFAULT_RECIPE,
+    DEFAULT_SAMPLES,
+    DEFAULT_TARGET,
+    FLOAT_TYPES,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -38,6 +46,9 @@ def rewrite_command(
         str | None, typer.Option(show_default=DEFAULT_RECIPE, help="Recipe name, or path of a recipe's .toml file.")
     ] = None,
     target: Annotated[str | None, typer.Option(show_default=DEFAULT_TARGET, help="Runtime the result is for.")] = None,
+    float_type: Annotated[
+        str, typer.Option(metavar="|".join(FLOAT_TYPES), help="Type of what is not quantized, but for what overflows.")
+    ] = DEFAULT_FLOAT_TYPE,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of a pass.")
     ] = None,
@@ -106,6 +117,7 @@ def rewrite_command(
             recipe=recipe or DEFAULT_RECIPE,
             calibration=dataset,
             target=target,
+            float_type=float_type,
             overrides=overrides or (),
             plan=QuantizationPlan.from_json(plan) if plan else None,
             ranges=measured,

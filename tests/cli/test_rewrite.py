@@ -189,3 +189,29 @@ def test_a_plan_leaves_no_room_for_ranges(folder):
     done = onnxquant("rewrite", "model.onnx", "--plan", "x.json", "--ranges", "x.json", cwd=folder)
     assert done.returncode == 2
     assert "--plan: holds all decisions already; leave out --recipe, --set and --ranges" in done.stderr
+
+
+def test_what_is_not_quantized_computes_in_float16_on_request(folder):
+    done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "--float-type", "fp16", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "-o", "single.onnx", cwd=folder)
+    rewritten = onnx.load(folder / "model.q.onnx")
+    assert "nodes in float16" in done.stdout
+    assert onnx.TensorProto.FLOAT16 in {tensor.data_type for tensor in rewritten.graph.initializer}
+    assert [value.type.tensor_type.elem_type for value in rewritten.graph.output] == [onnx.TensorProto.FLOAT]
+    assert (folder / "model.q.onnx").stat().st_size != (folder / "single.onnx").stat().st_size
+
+
+def test_ranges_serve_float16_too(folder):
+    half = ("--float-type", "fp16")
+    onnxquant("calibrate", "model.onnx", "--calib", "calib.npz", "-o", "ranges.json", cwd=folder)
+    done = onnxquant("rewrite", "model.onnx", "--ranges", "ranges.json", *half, "-o", "a.onnx", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", *half, "-o", "b.onnx", cwd=folder)
+    assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
+
+
+def test_an_unknown_float_type_is_refused(folder):
+    done = onnxquant("rewrite", "model.onnx", "--float-type", "fp8", cwd=folder)
+    assert done.returncode == 2
+    assert "--float-type fp8: unknown; choose one of fp32, fp16" in done.stderr
