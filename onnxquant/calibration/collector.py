@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,11 +13,12 @@ from onnx import helper
 
 from onnxquant.calibration.batching import Batch, batches
 from onnxquant.calibration.observers import Observer
+from onnxquant.calibration.reductions import batch_inputs, with_reductions
 from onnxquant.calibration.samples import Dataset, input_specs
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure.sessions import Runner
 
-ACTIVATION_BUDGET = 32 * 1024**2
+ACTIVATION_BUDGET = 16 * 1024**2
 """Bytes that the largest activations of one batch may take (see `fitting_batch_size`)."""
 
 
@@ -42,15 +44,17 @@ def collect(
         OnnxquantError: a tensor has NaN or infinite values; the message names it and the sample.
     """
     specs = input_specs(model)
-    runner = Runner(_with_reductions(model, observers), model.graph.name or "model", arena=False)
+    reducing, outputs = with_reductions(model, observers)
+    runner = Runner(reducing, model.graph.name or "model", arena=False)
+    del reducing  # as large as the model
     batch_size = min(batch_size, fitting_batch_size(model, dataset[0].feeds))
     done = 0
     for batch in batches(dataset, batch_size, specs):
-        values = iter(runner.run(batch, list(runner.outputs)))
-        for (tensor, _), observer in observers.items():
-            reduced = [next(values) for _ in observer.reductions]
+        values = dict(zip(runner.outputs, _run(runner, batch, list(runner.outputs)), strict=True))
+        for observation, observer in observers.items():
+            reduced = [values[name] for name in outputs[observation]]
             if not all(np.isfinite(value).all() for value in reduced):
-                sample = _culprit(runner, _output_names(tensor, observer), batch)
+                tensor, sample = observation[0], _culprit(runner, outputs[observation], batch)
                 raise OnnxquantError(
                     f"calibration: tensor {tensor} has NaN or infinite values on sample {sample}; "
                     "take the sample out, or look whether the original model overflows on it"
@@ -84,29 +88,9 @@ def fitting_batch_size(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.ge
     return max(1, int(ACTIVATION_BUDGET // (3 * max(sizes, default=1) or 1)))
 
 
-def _output_names(tensor: str, observer: Observer) -> list[str]:
-    return [f"{tensor}/{type(observer).__name__}/{reduction}" for reduction in observer.reductions]
-
-
-def _with_reductions(
-    model: onnx.ModelProto, observers: Mapping[tuple[str, type[Observer]], Observer]
-) -> onnx.ModelProto:
-    """A copy of `model` that outputs the reductions and nothing else."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    del copied.graph.output[:]
-    reducing: list[onnx.NodeProto] = []
-    for (tensor, _), observer in observers.items():
-        names = _output_names(tensor, observer)
-        for name, (op, attributes) in zip(names, observer.reductions.items(), strict=True):
-            reducing.append(helper.make_node(op, [tensor], [name], name, **attributes))
-            copied.graph.output.append(helper.make_empty_tensor_value_info(name))
-    # ONNX Runtime runs nodes that nothing depends on in reverse order: with those of the last tensor first, each tensor
-    # is reduced and freed while the model runs, not after it.
-    producers = {output: position for position, node in enumerate(model.graph.node) for output in node.output}
-    reducing.sort(key=lambda node: producers.get(node.input[0], -1), reverse=True)
-    copied.graph.node.extend(reducing)
-    return copied
+def _run(runner: Runner, batch: Batch, outputs: list[str]) -> list[NDArray[Any]]:
+    samples = batch.valid + batch.padded
+    return runner.run(replace(batch, feeds={**batch.feeds, **batch_inputs(samples)}), outputs)
 
 
 def _culprit(runner: Runner, outputs: list[str], batch: Batch) -> str:
@@ -117,6 +101,6 @@ def _culprit(runner: Runner, outputs: list[str], batch: Batch) -> str:
             key: np.repeat(value[position : position + 1], len(value), axis=0) if value.ndim else value
             for key, value in batch.feeds.items()
         }
-        if not all(np.isfinite(value).all() for value in runner.run(replace(batch, feeds=alone), outputs)):
+        if not all(np.isfinite(value).all() for value in _run(runner, replace(batch, feeds=alone), outputs)):
             return name
     return f"one of {batch.names[0]} to {batch.names[-1]}"

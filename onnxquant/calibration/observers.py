@@ -1,7 +1,7 @@
 """Observers: statistics of a tensor, gathered in one streaming pass.
 
-An observer names the ONNX operators that reduce the tensor inside the graph, so that a few numbers leave ONNX Runtime
-instead of the activation, and adds up what they return. Its memory does not depend on the number of samples, and its
+An observer brings an ONNX function that reduces the tensor inside the graph, so that a few numbers leave ONNX Runtime
+instead of the activation, and adds up what it returns. Its memory does not depend on the number of samples, and its
 result does not depend on how they were batched. What it saw can be kept as JSON and comes back exact to the bit.
 """
 
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+PER_SAMPLE = """
+            size = Size (x)
+            rest = Mod (size, samples)
+            uneven = Cast <to = 9> (rest)
+            whole = Constant <value_ints = [1, -1]> ()
+            shape = Where (uneven, whole, rows)
+"""
+"""The part of a reduction that computes `shape`, which gives each sample of a batch a row; what can't be divided among
+the samples is one row."""
+
+
 class Observer:
     """Base class.
 
@@ -24,11 +35,19 @@ class Observer:
     made without arguments.
     """
 
-    reductions: ClassVar[dict[str, dict[str, Any]]]
-    """Operator -> attributes; each takes the tensor alone and its output goes to `update`."""
+    reduction: ClassVar[str]
+    """Inputs, outputs and body of the function, as ONNX text of opset 13.
+
+    It may take the tensor `x`, the number of samples that were put together, `samples` (int64, [n]), the shape that
+    gives each of them a row, `rows` (int64, [n, -1]), and its `constants`. Its outputs go to `update`; where axis 0 of
+    one follows the samples, those that only fill up the batch are cut off.
+    """
+
+    constants: ClassVar[Mapping[str, NDArray[Any]]] = {}
+    """Arrays that the function takes, by the name of the input."""
 
     def update(self, *reduced: NDArray[Any]) -> None:
-        """Take in one batch: one array a reduction."""
+        """Take in one batch: one array an output of the function."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
@@ -62,11 +81,13 @@ class MinMax(Observer):
     """Smallest and largest value of the whole tensor."""
 
     # ReduceMin and ReduceMax may pass over a NaN, depending on where it stands; the mean never does.
-    reductions: ClassVar[dict[str, dict[str, Any]]] = {
-        "ReduceMin": {"keepdims": 0},
-        "ReduceMax": {"keepdims": 0},
-        "ReduceMean": {"keepdims": 0},
-    }
+    reduction: ClassVar[str] = """
+        (x) => (low, high, mean) {
+            low = ReduceMin <keepdims = 0> (x)
+            high = ReduceMax <keepdims = 0> (x)
+            mean = ReduceMean <keepdims = 0> (x)
+        }
+    """
 
     def __init__(self) -> None:
         self.minimum, self.maximum = float("inf"), float("-inf")
@@ -84,7 +105,7 @@ class ChannelMean(Observer):
         count: samples.
     """
 
-    reductions: ClassVar[dict[str, dict[str, Any]]] = {"GlobalAveragePool": {}}
+    reduction: ClassVar[str] = "(x) => (mean) { mean = GlobalAveragePool (x) }"
 
     def __init__(self) -> None:
         self.total: NDArray[np.float64] = np.zeros(0)
@@ -112,7 +133,7 @@ class Log2Histogram(Observer):
     OCTAVES: ClassVar[int] = 24
     BINS: ClassVar[int] = 4 * OCTAVES
 
-    reductions: ClassVar[dict[str, dict[str, Any]]] = {"Identity": {}}
+    reduction: ClassVar[str] = "(x) => (values) { values = Identity (x) }"
 
     def __init__(self) -> None:
         self.counts: NDArray[np.int64] = np.zeros(self.BINS, np.int64)
@@ -127,20 +148,58 @@ class Log2Histogram(Observer):
 
 
 class ChannelMinMax(Observer):
-    """Smallest and largest value of every channel, for looking at; whole activations leave the graph for it.
+    """Smallest and largest value and mean of every channel of a (N, C, spatial...) tensor.
 
-    Args:
-        axis: the channels' axis; counts from the end where negative.
+    Attributes:
+        minimum: float32, (C,).
+        maximum: float32, (C,).
+        total: sum of the samples' means, (C,).
+        count: samples.
     """
 
-    reductions: ClassVar[dict[str, dict[str, Any]]] = {"Identity": {}}
+    reduction: ClassVar[str] = """
+        (x) => (low, high, mean) {
+            shape = Constant <value_ints = [0, 0, -1]> ()
+            flat = Reshape (x, shape)
+            low = ReduceMin <axes = [2], keepdims = 0> (flat)
+            high = ReduceMax <axes = [2], keepdims = 0> (flat)
+            mean = ReduceMean <axes = [2], keepdims = 0> (flat)
+        }
+    """
 
-    def __init__(self, axis: int = 1) -> None:
-        self.axis = axis
+    def __init__(self) -> None:
         self.minimum: NDArray[np.float32] = np.full(1, np.inf, np.float32)
         self.maximum: NDArray[np.float32] = np.full(1, -np.inf, np.float32)
+        self.total: NDArray[np.float64] = np.zeros(1)
+        self.count = 0
 
     def update(self, *reduced: NDArray[Any]) -> None:
-        rows = np.moveaxis(reduced[0], self.axis, 0).reshape(reduced[0].shape[self.axis], -1)
-        self.minimum = np.minimum(self.minimum, rows.min(axis=1).astype(np.float32))
-        self.maximum = np.maximum(self.maximum, rows.max(axis=1).astype(np.float32))
+        low, high, mean = reduced
+        self.minimum = np.minimum(self.minimum, low.min(axis=0).astype(np.float32))
+        self.maximum = np.maximum(self.maximum, high.max(axis=0).astype(np.float32))
+        for sample in mean.astype(np.float64):  # one by one: the sum must not depend on the batches
+            self.total = self.total + sample
+        self.count += len(mean)
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """float32, shape (C,)."""
+        return (self.total / max(self.count, 1)).astype(np.float32)
+
+
+class LastAxisMinMax(ChannelMinMax):
+    """Smallest and largest value and mean of every channel of a (N, ..., C) tensor, as transformers have them."""
+
+    reduction: ClassVar[str] = f"""
+        (x, rows, samples) => (low, high, mean) {{
+            {PER_SAMPLE}
+            axes = Shape (x)
+            last = Constant <value_ints = [-1]> ()
+            channels = Gather (axes, last)
+            tokens = Concat <axis = 0> (shape, channels)
+            flat = Reshape (x, tokens)
+            low = ReduceMin <axes = [1], keepdims = 0> (flat)
+            high = ReduceMax <axes = [1], keepdims = 0> (flat)
+            mean = ReduceMean <axes = [1], keepdims = 0> (flat)
+        }}
+    """

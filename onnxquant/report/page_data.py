@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from onnxquant import __version__
 from onnxquant.blocks import KINDS, Block, Kind
 from onnxquant.calibration.collector import collect, fitting_batch_size
-from onnxquant.calibration.observers import ChannelMinMax, Log2Histogram, Observer
+from onnxquant.calibration.observers import ChannelMinMax, LastAxisMinMax, Log2Histogram, Observer
 from onnxquant.calibration.samples import Dataset
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.convolution import CONVOLUTIONS, to_rows
@@ -268,7 +268,8 @@ def _measure(
             wanted[block.softmax.outputs[0].name, Log2Histogram] = Log2Histogram()
         if block.kind == "bridge":
             for node in _layers(block):
-                wanted[node.outputs[0].name, ChannelMinMax] = ChannelMinMax(-1 if node.op in LINEAR else 1)
+                kind = LastAxisMinMax if node.op in LINEAR else ChannelMinMax
+                wanted[node.outputs[0].name, kind] = kind()
     total = 3 * len(data)  # once here, twice in compare
     if wanted:  # one sample at a time: whole activations come out
         collect(model.to_proto(), wanted, data, batch_size=1, progress=lambda done, _: progress(done, total))
@@ -427,7 +428,8 @@ def _bridge_cards(pairs: Sequence[tuple[BlockRow, Block]], observed: Observed) -
         nodes = {node.name: node for node in row.nodes}
         for layer in _layers(block) if block.kind == "bridge" else []:
             rows = _channels(layer)
-            seen = observed.get((layer.outputs[0].name, ChannelMinMax))
+            kind = LastAxisMinMax if layer.op in LINEAR else ChannelMinMax
+            seen = observed.get((layer.outputs[0].name, kind))
             activations = RangeFigure.of_observed(seen) if isinstance(seen, ChannelMinMax) else None
             weights = RangeFigure.of(rows.min(axis=1), rows.max(axis=1))
             cards.append(BridgeCard(row, nodes[layer.name], weights, activations))

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from onnxquant.calibration.observers import ChannelMean, ChannelMinMax, Log2Histogram, MinMax, Observer
+from onnxquant.calibration.histogram import Histogram
+from onnxquant.calibration.observers import (
+    ChannelMean,
+    ChannelMinMax,
+    LastAxisMinMax,
+    Log2Histogram,
+    MinMax,
+    Observer,
+)
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 BATCHES = st.lists(arrays(np.float32, (3, 4, 2), elements=FLOATS), min_size=1, max_size=3)
@@ -18,6 +26,12 @@ def reduced(observer, batch):
     """What ONNX Runtime would give the observer of one batch."""
     if isinstance(observer, MinMax):
         return batch.min(), batch.max(), batch.mean()
+    if isinstance(observer, Histogram):
+        rows = batch.reshape(len(batch), -1)
+        return rows.min(axis=1), rows.max(axis=1), rows.mean(axis=1), rows
+    if isinstance(observer, ChannelMinMax):
+        axis = 1 if isinstance(observer, LastAxisMinMax) else 2
+        return batch.min(axis=axis), batch.max(axis=axis), batch.mean(axis=axis)
     return (batch.mean(axis=2, keepdims=True),) if isinstance(observer, ChannelMean) else (batch,)
 
 
@@ -28,7 +42,7 @@ def after(kind, batches):
     return observer
 
 
-@pytest.mark.parametrize("kind", [MinMax, ChannelMean, Log2Histogram, ChannelMinMax])
+@pytest.mark.parametrize("kind", [MinMax, ChannelMean, Log2Histogram, ChannelMinMax, LastAxisMinMax, Histogram])
 @settings(max_examples=30, deadline=None)
 @given(before=BATCHES, more=BATCHES)
 def test_a_kept_observer_goes_on_where_it_was(kind, before, more):
@@ -63,6 +77,13 @@ def test_any_finite_number_comes_back_as_it_was(value):
         (ChannelMean, {"count": 2**70}, "count that is not a number"),
         (ChannelMinMax, {"minimum": [1e300]}, "minimum that does not fit float32"),
         (Log2Histogram, {"counts": [0.5]}, "counts that does not fit int64"),
+        (Histogram, {"counts": [-24]}, "counts that are not 1 to 4096 numbers"),
+        (Histogram, {"counts": [0]}, "counts that are not 1 to 4096 numbers"),
+        (Histogram, {"counts": [1] * 4097}, "counts that are not 1 to 4096 numbers"),
+        (Histogram, {"samples": 0}, "bins that are not those of its minimum and maximum"),
+        (Histogram, {"maximum": 1.5}, "bins that are not those of its minimum and maximum"),
+        (Histogram, {"exponent": -2000}, "bins that are not those of its minimum and maximum"),
+        (Histogram, {"exponent": 2000}, "bins that are not those of its minimum and maximum"),
     ],
 )
 def test_a_state_that_no_observer_can_have_is_refused(kind, change, said):

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from onnxquant import rewrite
-from onnxquant.calibration.observers import ChannelMinMax, Log2Histogram
+from onnxquant.calibration.observers import Log2Histogram
 from onnxquant.cli.report import report_command
 from onnxquant.cli.rewrite import rewrite_command
 from onnxquant.errors import OnnxquantError
@@ -262,19 +262,6 @@ def test_a_log2_histogram_counts_every_value_once_however_it_is_batched(batches)
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(1, (4, 3, 5, 5)), (-1, (4, 7, 3))])
-def test_channel_ranges_are_those_of_all_batches(axis, shape):
-    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    observer = ChannelMinMax(axis)
-    for part in np.array_split(values, 3):
-        observer.update(part)
-    rows = np.moveaxis(values, axis, 0).reshape(3, -1)
-    assert observer.minimum.tolist() == rows.min(axis=1).tolist()
-    assert observer.maximum.tolist() == rows.max(axis=1).tolist()
-
-
-# Figures
-
-
 def coordinates(path):
     return [float(number) for number in re.findall(r"-?\d+\.?\d*", path)]
 
