@@ -83,6 +83,8 @@ class Pass(BaseModel):
 
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset()
+    edits: ClassVar[bool] = False
+    """Whether the pass changes the float graph: a plan keeps such passes, since its tensors are those they leave."""
     exact: ClassVar[bool] = True
     """Whether the graph computes the same after the pass, but for float rounding (--verify-each holds it to that)."""
 

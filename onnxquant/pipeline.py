@@ -33,14 +33,17 @@ from onnxquant.pass_manager import AfterEach, Pass, PassContext, PassManager, Pa
 from onnxquant.passes.calibrate import Calibrate
 from onnxquant.passes.classify_blocks import ClassifyBlocks
 from onnxquant.passes.convert_to_float16 import ConvertToFloat16
+from onnxquant.passes.equalize_channels import EqualizeChannels
 from onnxquant.passes.fold_batch_norm import FoldBatchNorm
 from onnxquant.passes.fold_constants import FoldConstants
+from onnxquant.passes.fold_layer_scale import FoldLayerScale
 from onnxquant.passes.insert_quantizers import InsertQuantizers
+from onnxquant.passes.quantize_biases import QuantizeBiases
 from onnxquant.passes.share_initializers import ShareInitializers
 from onnxquant.passes.unshare_initializers import UnshareInitializers
 from onnxquant.plan import QuantizationPlan
 from onnxquant.preprocessing import Preprocessing, classes_from_metadata
-from onnxquant.recipes import build_passes, load_recipe
+from onnxquant.recipes import Recipe, build_passes, load_recipe
 from onnxquant.targets import load_target
 from onnxquant.targets.check import require_accepted
 from onnxquant.targets.inline import inline_functions
@@ -49,8 +52,8 @@ if TYPE_CHECKING:
     from onnxquant.calibration.ranges import Ranges
     from onnxquant.plan import PlanEntry
 
-CANONICAL_PASSES: tuple[Pass, ...] = (FoldConstants(), UnshareInitializers(), FoldBatchNorm())
-FINAL_PASSES: tuple[Pass, ...] = (InsertQuantizers(), ShareInitializers())
+CANONICAL_PASSES: tuple[Pass, ...] = (FoldConstants(), UnshareInitializers(), FoldBatchNorm(), FoldLayerScale())
+FINAL_PASSES: tuple[Pass, ...] = (InsertQuantizers(), QuantizeBiases(), ShareInitializers())
 
 WORST_NAMED = 3
 """Tensors named when a rewrite fails its tolerance."""
@@ -159,9 +162,11 @@ def rewrite(
     if plan is None:
         steps, provided = _deciding_passes(context, recipe, overrides), frozenset[str]()
     else:
-        context.plan, steps, provided = plan, list(CANONICAL_PASSES), frozenset({"plan"})
+        context.plan, provided = plan, frozenset({"plan"})
+        steps = _editing_passes(plan)
         steps += [ClassifyBlocks(), Calibrate()] if half else []
-    final = [InsertQuantizers(), *([ConvertToFloat16()] if half else []), ShareInitializers()]
+    insert, biases, share = FINAL_PASSES
+    final = [insert, biases, *([ConvertToFloat16()] if half else []), share]
     manager = PassManager([*steps, *final], provided, after_each)
 
     report = Report(bytes_before=source.size_bytes)
@@ -212,9 +217,11 @@ def decide(
     return context
 
 
-def canonicalise(model: Model) -> list[PassRun]:
-    """Bring the graph into the form that analyses rely on; it computes the same as before."""
-    return PassManager(CANONICAL_PASSES).run(PassContext(model))
+def canonicalise(model: Model, plan: QuantizationPlan | None = None) -> list[PassRun]:
+    """Bring the graph into the form that analyses rely on, or that `plan` was decided on; it computes the same."""
+    if plan is None:
+        return PassManager(CANONICAL_PASSES).run(PassContext(model))
+    return PassManager(_editing_passes(plan)).run(PassContext(model, load_target(plan.target), plan))
 
 
 def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.Graph:
@@ -254,6 +261,12 @@ def describe(entry: PlanEntry) -> str:
     return f"{entry.role}, {entry.quantizer.kind} {entry.quantizer.bits} bit{emulated}"
 
 
+def _editing_passes(plan: QuantizationPlan) -> list[Pass]:
+    """Those that make of a model the graph that `plan` names the tensors of."""
+    equalize = [EqualizeChannels()] if plan.channel_scales else []
+    return [*CANONICAL_PASSES, *build_passes(Recipe(passes=plan.edits)), *equalize]
+
+
 def _deciding_passes(context: PassContext, recipe: str, overrides: Sequence[str]) -> list[Pass]:
     """The canonical passes and those of the recipe, which the context's plan is marked with."""
     context.plan.recipe, context.plan.target = recipe, context.target.name
@@ -261,6 +274,11 @@ def _deciding_passes(context: PassContext, recipe: str, overrides: Sequence[str]
     for last in (*FINAL_PASSES, ConvertToFloat16()):
         if any(isinstance(step, type(last)) for step in steps):
             raise OnnxquantError(f"--recipe {recipe}: {last.pass_name()} runs after every recipe; leave it out")
+    context.plan.edits = [
+        {"name": step.pass_name(), **step.model_dump(mode="json", exclude_defaults=True)}
+        for step in steps
+        if step.edits
+    ]
     return [*CANONICAL_PASSES, *steps]
 
 

@@ -7,9 +7,9 @@ applied again without calibration data.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
 from onnxquant.errors import OnnxquantError, first_invalid
 from onnxquant.quantizers.log2 import Log2Quantizer
@@ -40,6 +40,9 @@ class PlanEntry(BaseModel):
         role: "weight" for an initializer, which is stored as codes; "activation" for a value computed at run time.
         quantizer: type and parameters.
         rounding: weights only.
+        consumers: activations only: names of the nodes that read the quantized value; None for all of them.
+        shift: uniform activations only: taken off the value before it is quantized, and made up for in the bias of
+            every consumer; these are named then.
         node: the node it was decided for, as a help to the reader.
         why: the reason, as a help to the reader.
     """
@@ -50,6 +53,8 @@ class PlanEntry(BaseModel):
     role: Literal["weight", "activation"]
     quantizer: Quantizer
     rounding: Rounding | None = None
+    consumers: list[str] | None = None
+    shift: FiniteFloat | None = None
     node: str = ""
     why: str = ""
 
@@ -61,6 +66,10 @@ class QuantizationPlan(BaseModel):
         version: of this format.
         recipe: name of the recipe that made the plan.
         target: name of the runtime it is for.
+        edits: passes that changed the float graph before its tensors were decided on, each with its name and options;
+            they run again where the plan is applied.
+        channel_scales: what the channels of an activation are divided by, and the weights that read them multiplied by,
+            before any quantizer goes in: by tensor, in the order they are applied (`equalize_channels`).
         entries: in the order they were decided; at most one a tensor.
     """
 
@@ -69,6 +78,8 @@ class QuantizationPlan(BaseModel):
     version: Literal[1] = 1
     recipe: str = ""
     target: str = "onnxruntime"
+    edits: list[dict[str, Any]] = []
+    channel_scales: dict[str, list[float]] = {}
     entries: list[PlanEntry] = []
 
     @field_validator("entries")

@@ -1,12 +1,14 @@
 """Turn the plan into nodes: the one place where quantizers become ONNX.
 
 A weight becomes an integer initializer with a DequantizeLinear behind it; no float copy stays. An activation goes
-through a quantize and a dequantize node on its way to its consumers; a graph output keeps the original value.
+through a quantize and a dequantize node on its way to the consumers that the plan names; the others keep the original
+value, and so does a graph output.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +17,16 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxquant.errors import OnnxquantError
-from onnxquant.graph.convolution import CONVOLUTIONS, from_rows, input_channels, output_channel_axis, tap_mean, to_rows
+from onnxquant.graph.bias import add_to_bias, takes_bias, weight_sums
+from onnxquant.graph.convolution import (
+    CONVOLUTIONS,
+    WEIGHTED,
+    from_rows,
+    input_channels,
+    output_channel_axis,
+    tap_mean,
+    to_rows,
+)
 from onnxquant.graph.edit import UniqueNames, replace_uses
 from onnxquant.graph.log2_functions import DOMAIN, add_log2_functions
 from onnxquant.pass_manager import Pass, PassContext, PassResult
@@ -39,18 +50,25 @@ class InsertQuantizers(Pass):
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
         tensors = graph.tensors()
         inserter = _Inserter(graph)
-        for entry in context.plan.entries:
-            tensor = tensors.get(entry.tensor)
+        entries = [(entry, tensors.get(entry.tensor)) for entry in context.plan.entries]
+        for entry, tensor in entries:
             if tensor is None:
                 raise _misfit(entry, f"is not in {context.model.name}")
-            if entry.role == "weight" and isinstance(entry.quantizer, UniformQuantizer):
+            if entry.role == "activation":
+                _check_activation(tensor, entry, context.target)
+            elif isinstance(entry.quantizer, UniformQuantizer):
                 _check_weight(tensor, entry, entry.quantizer, context.target)
-                inserter.quantize_weight(tensor, entry, entry.quantizer)
-            elif entry.role == "activation" and isinstance(entry.quantizer, Log2Quantizer):
-                _check_activation(tensor, entry)
-                inserter.quantize_log2(tensor, entry.quantizer)
             else:
-                raise _misfit(entry, f"is an {entry.role}, which no {entry.quantizer.kind} quantizer is for")
+                raise _misfit(entry, f"is a weight, which no {entry.quantizer.kind} quantizer is for")
+        weights = {entry.tensor: entry for entry in context.plan.entries if entry.role == "weight"}
+        for entry, tensor in entries:
+            if entry.shift:
+                inserter.fold_shift(_readers(tensor, entry), entry.shift, weights)  # while the weights are still float
+        for entry, tensor in entries:
+            if entry.role == "activation":
+                inserter.quantize_activation(tensor, entry)
+            else:
+                inserter.quantize_weight(tensor, entry)
         inserter.finish()
         graph.cleanup()
         count = len(context.plan.entries)
@@ -66,27 +84,49 @@ def _check_weight(tensor: gs.Tensor, entry: PlanEntry, quantizer: UniformQuantiz
     if (
         not isinstance(tensor, gs.Constant)
         or layer is None
-        or layer.op not in CONVOLUTIONS
+        or layer.op not in WEIGHTED
         or layer.inputs[1] is not tensor
     ):
-        raise _misfit(entry, "is not the weight of a convolution")
-    axis = output_channel_axis(layer)
-    if quantizer.axis is not None and (quantizer.axis != axis or quantizer.scale.size != tensor.shape[axis]):
+        raise _misfit(entry, "is not the weight of a Conv, ConvTranspose, Gemm or MatMul")
+    if quantizer.axis is not None and (
+        quantizer.axis != output_channel_axis(layer) or quantizer.scale.size != tensor.shape[quantizer.axis]
+    ):
         raise _misfit(
             entry, f"of shape {tuple(tensor.shape)} can't have {quantizer.scale.size} scales on axis {quantizer.axis}"
         )
     means = entry.rounding.channel_mean if entry.rounding else None
     if means is not None and len(means) != input_channels(layer):
         raise _misfit(entry, f"has {input_channels(layer)} input channels, but {len(means)} means")
+    _check_codes(entry, quantizer, target)
+
+
+def _check_codes(entry: PlanEntry, quantizer: UniformQuantizer, target: Target) -> None:
     if not quantizer.signed and not target.unsigned:
         raise _misfit(entry, f"is to be uint8, which target {target.name} refuses")
     if quantizer.zero_point.any() and not target.zero_point:
         raise _misfit(entry, f"has a zero-point, which target {target.name} refuses")
 
 
-def _check_activation(tensor: gs.Tensor, entry: PlanEntry) -> None:
-    if not tensor.inputs or not tensor.outputs:
-        raise _misfit(entry, "is not a value that one node computes and another reads")
+def _check_activation(tensor: gs.Tensor, entry: PlanEntry, target: Target) -> None:
+    if isinstance(tensor, gs.Constant) or not tensor.outputs:
+        raise _misfit(entry, "is not a value that is computed, or fed, and that a node reads")
+    if isinstance(entry.quantizer, UniformQuantizer):
+        if entry.quantizer.axis is not None:
+            raise _misfit(entry, "is an activation, which has one scale for the whole tensor")
+        _check_codes(entry, entry.quantizer, target)
+    if missing := set(entry.consumers or ()) - {node.name for node in tensor.outputs}:
+        raise _misfit(entry, f"is not read by {', '.join(sorted(missing))}")
+    if entry.shift is not None and not (
+        isinstance(entry.quantizer, UniformQuantizer)
+        and entry.consumers
+        and all(takes_bias(node, tensor) for node in _readers(tensor, entry))
+    ):
+        raise _misfit(entry, "can't be shifted: no bias of its consumers would make up for it")
+
+
+def _readers(tensor: gs.Tensor, entry: PlanEntry) -> list[gs.Node]:
+    """The nodes that are to read the quantized value."""
+    return [node for node in tensor.outputs if entry.consumers is None or node.name in entry.consumers]
 
 
 class _Inserter:
@@ -97,9 +137,13 @@ class _Inserter:
         for position, node in enumerate(graph.nodes):
             for name in (name for subgraph in node.subgraphs() for name in subgraph.tensors()):
                 self._inner_readers.setdefault(name, []).append(position)
+        self._name = UniqueNames(node.name for node in graph.nodes)
         self._before: defaultdict[int, list[gs.Node]] = defaultdict(list)  # new nodes, by the node they go before
+        self._after: defaultdict[int, list[gs.Node]] = defaultdict(list)
 
-    def quantize_weight(self, weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuantizer) -> None:
+    def quantize_weight(self, weight: gs.Constant, entry: PlanEntry) -> None:
+        quantizer = entry.quantizer
+        assert isinstance(quantizer, UniformQuantizer)  # it has been checked
         codes = _codes(weight, entry, quantizer).astype(quantizer.code_dtype)
         parameters = [
             gs.Constant(self.unique(f"{weight.name}_quantized"), codes),
@@ -114,7 +158,87 @@ class _Inserter:
         self._before[self._first_reader(weight)].append(node)
         replace_uses(weight, dequantized)
 
-    def quantize_log2(self, tensor: gs.Variable, quantizer: Log2Quantizer) -> None:
+    def fold_shift(self, readers: Iterable[gs.Node], shift: float, weights: Mapping[str, PlanEntry]) -> None:
+        """Make up for a shift by the weights as they will be quantized: their rounding keeps the sums that they had."""
+        for layer in readers:
+            weight, entry = layer.inputs[1], weights.get(layer.inputs[1].name)
+            used = weight.values
+            if entry is not None:
+                quantizer = entry.quantizer
+                assert isinstance(quantizer, UniformQuantizer)
+                used = quantizer.dequantize(_codes(weight, entry, quantizer).astype(np.float32))
+            behind = add_to_bias(self.graph, layer, shift * weight_sums(layer, used), self.unique)
+            if behind is not None:
+                self._after[self._positions[id(layer)]].append(behind)
+
+    def quantize_activation(self, tensor: gs.Variable, entry: PlanEntry) -> None:
+        if isinstance(entry.quantizer, Log2Quantizer):
+            self._route(tensor, entry, None, self._log2(tensor, entry.quantizer))
+        elif not entry.shift:
+            self._route(tensor, entry, None, self._uniform(tensor, entry.quantizer))
+        else:
+            readers = _readers(tensor, entry)
+            for pads in dict.fromkeys(map(_pads, readers)):
+                alike = [node for node in readers if _pads(node) == pads]
+                moving = self._shifted(tensor, entry.shift, pads)
+                self._route(tensor, entry, alike, [*moving, *self._uniform(moving[-1].outputs[0], entry.quantizer)])
+                for layer in alike if any(pads) else ():
+                    layer.attrs["pads"] = [0] * len(pads)
+
+    def _route(
+        self, tensor: gs.Variable, entry: PlanEntry, readers: list[gs.Node] | None, nodes: list[gs.Node]
+    ) -> None:
+        """Let the value go through `nodes` on its way to `readers`, or to all that the entry names."""
+        if readers is None and entry.consumers is not None:
+            readers = _readers(tensor, entry)
+        before = self._before[self._first_reader(tensor, readers)]
+        replace_uses(tensor, nodes[-1].outputs[0], readers)
+        nodes[0].inputs[0] = tensor
+        before += nodes
+
+    def _shifted(self, tensor: gs.Variable, shift: float, pads: tuple[int, ...]) -> list[gs.Node]:
+        """Nodes that pad the value and take `shift` off it."""
+        dtype, nodes, value = np.dtype(tensor.dtype or np.float32), [], tensor
+        if any(pads):
+            half = len(pads) // 2
+            around = gs.Constant(
+                self.unique(f"{tensor.name}_pads"), np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+            )
+            padded = gs.Variable(self.unique(f"{tensor.name}_padded"), dtype)
+            nodes.append(gs.Node("Pad", self._name(f"{tensor.name}_Pad"), {}, [tensor, around], [padded]))
+            value = padded
+        by = gs.Constant(self.unique(f"{tensor.name}_shift"), np.asarray(shift, dtype))
+        shifted = gs.Variable(self.unique(f"{tensor.name}_shifted"), dtype)
+        nodes.append(gs.Node("Sub", self._name(f"{tensor.name}_Sub"), {}, [value, by], [shifted]))
+        return nodes
+
+    def _uniform(self, tensor: gs.Variable, quantizer: UniformQuantizer) -> list[gs.Node]:
+        dtype = np.dtype(tensor.dtype or np.float32)
+        parameters = [
+            gs.Constant(self.unique(f"{tensor.name}_scale"), np.asarray(quantizer.scale, dtype)),
+            gs.Constant(
+                self.unique(f"{tensor.name}_zero_point"), np.asarray(quantizer.zero_point, quantizer.code_dtype)
+            ),
+        ]
+        codes = gs.Variable(self.unique(f"{tensor.name}_codes"), quantizer.code_dtype, tensor.shape)
+        value: gs.Variable = tensor
+        nodes = [gs.Node("QuantizeLinear", f"{tensor.name}_QuantizeLinear", {}, [tensor, *parameters], [codes])]
+        if quantizer.bits < 8:
+            # QuantizeLinear saturates at 8 bits: the value is clipped to the outermost codes before it.
+            low, high = quantizer.dequantize(np.array(quantizer.code_range, np.float32)).astype(dtype)
+            value = gs.Variable(self.unique(f"{tensor.name}_clipped"), dtype, tensor.shape)
+            bounds = [
+                gs.Constant(self.unique(f"{tensor.name}_{n}"), np.asarray(v)) for n, v in (("low", low), ("high", high))
+            ]
+            nodes.insert(0, gs.Node("Clip", f"{tensor.name}_Clip", {}, [tensor, *bounds], [value]))
+            nodes[1].inputs[0] = value
+        dequantized = gs.Variable(self.unique(f"{tensor.name}_dequantized"), dtype, tensor.shape)
+        nodes.append(
+            gs.Node("DequantizeLinear", f"{tensor.name}_DequantizeLinear", {}, [codes, *parameters], [dequantized])
+        )
+        return nodes
+
+    def _log2(self, tensor: gs.Variable, quantizer: Log2Quantizer) -> list[gs.Node]:
         add_log2_functions(self.graph)
         codes = gs.Variable(self.unique(f"{tensor.name}_log2_codes"), np.int8, tensor.shape)
         dequantized = gs.Variable(self.unique(f"{tensor.name}_log2_dequantized"), tensor.dtype, tensor.shape)
@@ -122,32 +246,33 @@ class _Inserter:
         step = {"log_offset": quantizer.offset, "log_scale": quantizer.scale}
         quantize = {"epsilon": quantizer.epsilon, "minimum": minimum, "maximum": maximum, **step}
         dequantize = {**step, "to": int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype or np.float32)))}
-        before = self._before[self._first_reader(tensor)]
-        replace_uses(tensor, dequantized)
-        before += [
-            gs.Node("Log2QuantizeLinear", f"{tensor.name}_Log2QuantizeLinear", quantize, [tensor], [codes], DOMAIN),
-            gs.Node(
-                "Log2DequantizeLinear",
-                f"{tensor.name}_Log2DequantizeLinear",
-                dequantize,
-                [codes],
-                [dequantized],
-                DOMAIN,
-            ),
+        name = tensor.name
+        return [
+            gs.Node("Log2QuantizeLinear", f"{name}_Log2QuantizeLinear", quantize, [tensor], [codes], DOMAIN),
+            gs.Node("Log2DequantizeLinear", f"{name}_Log2DequantizeLinear", dequantize, [codes], [dequantized], DOMAIN),
         ]
 
-    def _first_reader(self, tensor: gs.Tensor) -> int:
-        """Position of the first node that reads `tensor`, by itself or in a subgraph."""
-        readers = [self._positions[id(reader)] for reader in tensor.outputs if id(reader) in self._positions]
-        return min(readers + self._inner_readers.get(tensor.name, []))
+    def _first_reader(self, tensor: gs.Tensor, readers: list[gs.Node] | None = None) -> int:
+        """Position of the first node that reads `tensor`, by itself or in a subgraph; among `readers` if given."""
+        chosen = tensor.outputs if readers is None else readers
+        positions = [self._positions[id(reader)] for reader in chosen if id(reader) in self._positions]
+        return min(positions + (self._inner_readers.get(tensor.name, []) if readers is None else []))
 
     def finish(self) -> None:
         """Put the new nodes into the graph, which stays sorted and otherwise as it was."""
         self.graph.nodes = [
             node
             for position, original in enumerate(self.graph.nodes)
-            for node in (*self._before.get(position, ()), original)
+            for node in (*self._before.get(position, ()), original, *self._after.get(position, ()))
         ]
+
+
+def _pads(layer: gs.Node) -> tuple[int, ...]:
+    """What a layer adds around its input: begins, then ends; () where it isn't a convolution."""
+    if layer.op not in CONVOLUTIONS:
+        return ()
+    rank = len(layer.inputs[1].shape) - 2
+    return tuple(layer.attrs.get("pads", [0] * (2 * rank)))
 
 
 def _codes(weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuantizer) -> NDArray[np.floating]:

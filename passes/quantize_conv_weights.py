@@ -24,6 +24,7 @@ from onnxquant.graph.convolution import CONVOLUTIONS, output_channel_axis
 from onnxquant.pass_manager import Observation, Pass, PassContext, PassResult
 from onnxquant.plan import PlanEntry, Rounding
 from onnxquant.quantizers.uniform import UniformQuantizer
+from onnxquant.targets.placement import runs_on_integers
 
 
 class QuantizeConvWeights(Pass):
@@ -35,6 +36,7 @@ class QuantizeConvWeights(Pass):
         scheme: asymmetric (uint8 and a zero-point, as in the paper), symmetric (int8, zero-point 0), or what the target
             takes.
         rounding: sum_preserving or nearest.
+        where: all of them, or only those that the target runs on integers.
         exclude: regular expressions on node names and module scopes; matching layers stay in float.
     """
 
@@ -42,10 +44,14 @@ class QuantizeConvWeights(Pass):
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
     scheme: Literal["auto", "asymmetric", "symmetric"] = "auto"
     rounding: Literal["sum_preserving", "nearest"] = "sum_preserving"
+    where: Literal["all", "integer"] = "all"
     exclude: tuple[re.Pattern[str], ...] = ()
 
     requires: ClassVar[frozenset[str]] = frozenset({"blocks"})
     provides: ClassVar[frozenset[str]] = frozenset({"plan"})
+    operators: ClassVar[frozenset[str]] = CONVOLUTIONS
+    what: ClassVar[str] = "convolution"
+    source: ClassVar[str] = " (EfficientQuant 2.2)"
 
     def observes(self, graph: gs.Graph, context: PassContext) -> Iterable[Observation]:
         if self.rounding == "sum_preserving":
@@ -55,7 +61,7 @@ class QuantizeConvWeights(Pass):
         symmetric = self.scheme == "symmetric" or (self.scheme == "auto" and not context.target.unsigned)
         if not symmetric and not (context.target.unsigned and context.target.zero_point):
             raise OnnxquantError(
-                f"quantize_conv_weights: scheme=asymmetric needs uint8 and zero-points, which target "
+                f"{self.pass_name()}: scheme=asymmetric needs uint8 and zero-points, which target "
                 f"{context.target.name} refuses; use scheme=symmetric or auto"
             )
         layers = list(self._layers(graph, context))
@@ -64,22 +70,35 @@ class QuantizeConvWeights(Pass):
         return PassResult(False, tuple(self._notes(graph, context, len(layers))))
 
     def _notes(self, graph: gs.Graph, context: PassContext, quantized: int) -> Iterable[str]:
-        yield f"{quantized} weights to {self.bits} bits" if quantized else "no convolution with a constant float weight"
-        convolutions = [node for node in graph.nodes if node.op in CONVOLUTIONS]
-        if skipped := len(convolutions) - quantized:
-            yield f"{skipped} convolutions left in float (weight not a float constant, or excluded)"
+        yield (
+            f"{quantized} weights to {self.bits} bits" if quantized else f"no {self.what} with a constant float weight"
+        )
+        candidates = self._candidates(graph)
+        if skipped := len(candidates) - quantized:
+            yield f"{skipped} {self.what}s left in float ({self._why_float})"
         inner = [*graph.subgraphs(recursive=True), *graph.functions]
-        if hidden := sum(node.op in CONVOLUTIONS for each in inner for node in each.nodes):
-            yield f"{hidden} convolutions in subgraphs and functions left in float"
+        if hidden := sum(node.op in self.operators for each in inner for node in each.nodes):
+            yield f"{hidden} {self.what}s in subgraphs and functions left in float"
         for pattern in self.exclude:
-            if not any(pattern.search(label) for node in convolutions for label in _labels(node, context)):
-                yield f"exclude {pattern.pattern!r} matches no convolution"
+            if not any(pattern.search(label) for node in candidates for label in labels(node, context)):
+                yield f"exclude {pattern.pattern!r} matches no {self.what}"
+
+    def _candidates(self, graph: gs.Graph) -> list[gs.Node]:
+        """The layers that there are to quantize."""
+        return [node for node in graph.nodes if node.op in self.operators]
+
+    @property
+    def _why_float(self) -> str:
+        few = "too little work for integers, " if self.where == "integer" else ""
+        return f"{few}weight not a float constant, or excluded"
 
     def _layers(self, graph: gs.Graph, context: PassContext) -> Iterable[gs.Node]:
         for node in graph.nodes:
-            if node.op not in CONVOLUTIONS or not isinstance(node.inputs[1], gs.Constant):
+            if node.op not in self.operators or not isinstance(node.inputs[1], gs.Constant):
                 continue
-            excluded = any(pattern.search(label) for pattern in self.exclude for label in _labels(node, context))
+            if self.where == "integer" and not runs_on_integers(node, context.target.placement):
+                continue
+            excluded = any(pattern.search(label) for pattern in self.exclude for label in labels(node, context))
             # DequantizeLinear makes float32 and float16 only.
             if excluded or node.inputs[1].dtype not in (np.float32, np.float16):
                 continue
@@ -110,10 +129,10 @@ class QuantizeConvWeights(Pass):
             quantizer=quantizer,
             rounding=Rounding(mode=self.rounding, channel_mean=mean),
             node=node.name,
-            why=f"{node.op} in {block.kind if block else 'unclassified'} block: uniform weights (EfficientQuant 2.2)",
+            why=f"{node.op} in {block.kind if block else 'unclassified'} block: uniform weights{self.source}",
         )
 
 
-def _labels(node: gs.Node, context: PassContext) -> tuple[str, str]:
+def labels(node: gs.Node, context: PassContext) -> tuple[str, str]:
     """What a user may name a layer by."""
     return node.name, context.model.scope(node)

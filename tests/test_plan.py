@@ -54,10 +54,10 @@ def test_a_plan_keeps_its_target_and_fits_no_stricter_one():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"tensor": "stem_bias"}, "stem_bias is not the weight of a convolution"),
-        ({"tensor": "q_weight"}, "q_weight is not the weight of a convolution"),
-        ({"tensor": "act"}, "act is not the weight of a convolution"),
-        ({"role": "activation"}, "is an activation, which no uniform quantizer is for"),
+        ({"tensor": "stem_bias"}, "stem_bias is not the weight of a Conv"),
+        ({"tensor": "q_weight"}, r"q_weight of shape \(8, 8\) can't have 8 scales on axis 0"),
+        ({"tensor": "act"}, "act is not the weight of a Conv"),
+        ({"role": "activation"}, "is not a value that is computed"),
         ({"rounding": {"mode": "sum_preserving", "channel_mean": [1.0]}}, "has 3 input channels, but 1 means"),
     ],
 )

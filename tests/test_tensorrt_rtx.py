@@ -1,5 +1,6 @@
 """What is made for TensorRT is accepted by TensorRT: the real parser and the ahead-of-time builder of TensorRT-RTX."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,15 @@ import onnx
 import pytest
 
 from onnxquant import rewrite
+from onnxquant.deploy.build import build_engine
+from onnxquant.recipes import recipe_names
+from onnxquant.zoo import load_zoo
+from tests.fixtures import FIXTURES, first_of_families, load_fixture
 from tests.graphs import attention, images
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheels for this platform")
 
+ZOO = load_zoo()
 DEMO = Path(__file__).parents[1] / "models" / "demo"
 
 
@@ -58,3 +64,27 @@ def test_all_zero_channels_build_too():
     proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, proto.graph.initializer[0].name))
     assert np.all(weight[0] == 0)
     assert build(rewrite(proto, target="tensorrt").model, (3, 8, 8))
+
+
+def with_batch(proto: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """A copy whose batch axis is fixed."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    for value in (*copied.graph.input, *copied.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    del copied.graph.value_info[:]
+    return copied
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize(("name", "exporter"), [fixture for fixture in FIXTURES if fixture[0] in first_of_families()])
+def test_every_family_parses_and_builds_with_every_recipe(name, exporter, recipe):
+    size = ZOO[name].preprocessing.input_size
+    data = np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32)
+    proto = load_fixture(name, exporter)
+    model = rewrite(proto, recipe=recipe, calibration=data, target="tensorrt", min_sqnr=-math.inf).model
+    for each in (model, with_batch(model, 1)):
+        engine = build_engine(each, compute_capabilities=("8.6", "8.9", "12.0"))
+        assert engine.plan
+        assert bool(engine.profile) == (each is model)

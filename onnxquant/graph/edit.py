@@ -32,9 +32,9 @@ class UniqueNames:
         return name
 
 
-def replace_uses(tensor: gs.Tensor, replacement: gs.Tensor) -> None:
-    """Let every node that reads `tensor` read `replacement`; graph outputs stay."""
-    for consumer in list(tensor.outputs):
+def replace_uses(tensor: gs.Tensor, replacement: gs.Tensor, readers: Iterable[gs.Node] | None = None) -> None:
+    """Let every node that reads `tensor`, or those of `readers`, read `replacement`; graph outputs stay."""
+    for consumer in list(tensor.outputs if readers is None else readers):
         for position, used in enumerate(consumer.inputs):
             if used is tensor:
                 consumer.inputs[position] = replacement

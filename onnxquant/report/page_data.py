@@ -1,7 +1,7 @@
 """What the report shows, gathered from a rewrite.
 
-Distributions are those of the canonicalised float model, which the plan's names refer to; weights are compared with
-what the rewritten file holds.
+Distributions are those of the float model in the form that the plan was decided on, which its names refer to; weights
+are compared with what the rewritten file holds.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def gather(
     """
     model = load(original)
     name = name or model.name
-    canonicalise(model)
+    canonicalise(model, result.plan)
     tensors = model.graph.tensors()
     for entry in result.plan.entries:
         if entry.tensor not in tensors:

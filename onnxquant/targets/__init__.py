@@ -31,6 +31,33 @@ class RefusedOperators(BaseModel):
     remedy: str
 
 
+class Placement(BaseModel):
+    """Where a runtime wants quantized activations, and the form of float graph that its kernels are quickest on.
+
+    Attributes:
+        inputs_of: operators whose activations are quantized.
+        outputs_of: operators that have an integer kernel only if what they write is quantized too.
+        products: whether MatMuls of two activations are quantized.
+        least_intensity: multiplications for each value read and written that a convolution has to do for its integer
+            kernel to make up for quantizing and dequantizing around it.
+        least_weights: the same for linear layers: weights they have at least.
+        gemm: whether linear layers are to be Gemm.
+        layout: whether chains of Reshape and Transpose are to be merged.
+        gelu: whether GELU is to be one node, which takes opset 20.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs_of: tuple[str, ...]
+    outputs_of: tuple[str, ...] = ()
+    products: bool = False
+    least_intensity: float = 0
+    least_weights: int = 0
+    gemm: bool = False
+    layout: bool = False
+    gelu: bool = False
+
+
 class Target(BaseModel):
     """A runtime's description. Types have ONNX's names, as in ``float``, ``float16`` and ``int8``.
 
@@ -49,12 +76,14 @@ class Target(BaseModel):
         compute_capabilities: those an engine can be built for; empty if there is no list.
         minimum_compute_capability: by type.
         refused: operators that aren't accepted.
+        placement: where quantized activations go.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     description: str
+    placement: Placement
     codes: tuple[str, ...]
     zero_point: bool
     functions: bool = True

@@ -1,0 +1,124 @@
+"""Decide on uniform quantizers for the activations that weighted layers read, and write where the target wants it.
+
+Where quantizers go is the target's `placement`. Everywhere: a layer whose weight the plan quantizes reads a quantized
+activation, and so does a MatMul of two activations; whoever else reads the same value, a residual Add or a SiLU, keeps
+the original. One scale a tensor: no runtime has integer kernels for more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnxquant.passes.quantize_conv_weights import labels
+from pydantic import Field
+
+from onnxquant.calibration.histogram import Histogram
+from onnxquant.calibration.range_methods import DEFAULT_PERCENTILE, RangeMethod, find_range
+from onnxquant.errors import OnnxquantError
+from onnxquant.graph.topology import Topology
+from onnxquant.pass_manager import Observation, Pass, PassContext, PassResult
+from onnxquant.plan import PlanEntry
+from onnxquant.quantizers.uniform import UniformQuantizer
+from onnxquant.targets.placement import runs_on_integers
+
+FLOATS = (np.float32, np.float16)
+
+
+class QuantizeActivations(Pass):
+    """Quantize what Conv, ConvTranspose, Gemm and MatMul read.
+
+    Attributes:
+        bits: 2 to 8; codes below 8 bits are stored in 8-bit types.
+        range: how the range is chosen from what calibration saw (`onnxquant.calibration.range_methods`).
+        percentile: for range=percentile.
+        scheme: asymmetric (uint8 and a zero-point), symmetric (int8, zero-point 0), or what the target takes.
+        blocks: kinds of blocks to quantize in; empty for all.
+        exclude: regular expressions on node names and module scopes; what matching layers read stays in float.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    range: RangeMethod = "mse"
+    percentile: Annotated[float, Field(gt=50, le=100)] = DEFAULT_PERCENTILE
+    scheme: Literal["auto", "asymmetric", "symmetric"] = "auto"
+    blocks: tuple[str, ...] = ()
+    exclude: tuple[re.Pattern[str], ...] = ()
+
+    requires: ClassVar[frozenset[str]] = frozenset({"blocks", "observations"})
+    provides: ClassVar[frozenset[str]] = frozenset({"plan"})
+
+    def observes(self, graph: gs.Graph, context: PassContext) -> Iterable[Observation]:
+        return ((tensor.name, Histogram) for tensor, _, _ in self._places(graph, context))
+
+    def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
+        symmetric = self.scheme == "symmetric" or (self.scheme == "auto" and not context.target.zero_point)
+        if not symmetric and not (context.target.unsigned and context.target.zero_point):
+            raise OnnxquantError(
+                f"{self.pass_name()}: scheme=asymmetric needs uint8 and zero-points, which target "
+                f"{context.target.name} refuses; use scheme=symmetric or auto"
+            )
+        weights = {entry.tensor for entry in context.plan.entries if entry.role == "weight"}
+        taken = {entry.tensor for entry in context.plan.entries if entry.role == "activation"}
+        readers: dict[str, list[gs.Node] | None] = {}
+        for tensor, node, is_read in self._places(graph, context):
+            weight = node.inputs[1]
+            if tensor.name in taken or (isinstance(weight, gs.Constant) and weight.name not in weights):
+                continue  # a float weight would be multiplied in float
+            others = readers.setdefault(tensor.name, [])
+            if not is_read:  # the whole value is integer, whoever reads it
+                readers[tensor.name] = None
+            elif others is not None and not (others and others[-1] is node):
+                others.append(node)
+        if not readers:
+            return PassResult(False, ("no activation that a quantized layer reads",))
+        for name, nodes in readers.items():
+            context.plan.add(self._decide(name, nodes, symmetric, context))
+        return PassResult(False, (f"{len(readers)} activations to {self.bits} bits, ranges by {self.range}",))
+
+    def _decide(self, tensor: str, nodes: list[gs.Node] | None, symmetric: bool, context: PassContext) -> PlanEntry:
+        seen = context.observed(tensor, Histogram)
+        if seen is None:
+            raise OnnxquantError(
+                f"{self.pass_name()}: the ranges of activations must be measured; give data with --calib"
+            )
+        low, high = find_range(seen, self.range, bits=self.bits, symmetric=symmetric, percentile=self.percentile)
+        read = "written by an integer layer" if nodes is None else f"read by {', '.join(sorted({n.op for n in nodes}))}"
+        return PlanEntry(
+            tensor=tensor,
+            role="activation",
+            quantizer=UniformQuantizer.from_range(np.array(low), np.array(high), bits=self.bits, symmetric=symmetric),
+            consumers=None if nodes is None else [node.name for node in nodes],
+            node=nodes[0].name if nodes else "",
+            why=f"{read}; range by {self.range}",
+        )
+
+    def _places(self, graph: gs.Graph, context: PassContext) -> Iterator[tuple[gs.Tensor, gs.Node, bool]]:
+        """Every activation that is to be quantized, with a layer and whether that reads it, or writes it."""
+        placement, topology = context.target.placement, Topology(graph)
+        for node in topology.nodes:
+            if not runs_on_integers(node, placement) or not self._wanted(node, context):
+                continue
+            read = node.inputs[:1] if isinstance(node.inputs[1], gs.Constant) else node.inputs[:2]
+            places = [(tensor, True) for tensor in read]
+            written = _written(node)
+            places += [(written, False)] if node.op in placement.outputs_of and written.outputs else []
+            for tensor, is_read in places:
+                if topology.is_activation(tensor) and tensor.dtype in FLOATS:
+                    yield tensor, node, is_read
+
+    def _wanted(self, node: gs.Node, context: PassContext) -> bool:
+        if any(pattern.search(label) for pattern in self.exclude for label in labels(node, context)):
+            return False
+        block = context.blocks.of(node) if context.blocks else None
+        return not self.blocks or (block is not None and block.kind in self.blocks)
+
+
+def _written(node: gs.Node) -> gs.Tensor:
+    """What an integer kernel writes: a Relu behind it is a part of it, since codes saturate."""
+    output = node.outputs[0]
+    if len(output.outputs) == 1 and output.outputs[0].op == "Relu":
+        return output.outputs[0].outputs[0]
+    return output
