@@ -264,7 +264,7 @@ def describe(entry: PlanEntry) -> str:
 def _editing_passes(plan: QuantizationPlan) -> list[Pass]:
     """Those that make of a model the graph that `plan` names the tensors of."""
     equalize = [EqualizeChannels()] if plan.channel_scales else []
-    return [*CANONICAL_PASSES, *build_passes(Recipe(passes=plan.edits)), *equalize]
+    return [*CANONICAL_PASSES, *build_passes(Recipe.model_validate({"pass": plan.edits})), *equalize]
 
 
 def _deciding_passes(context: PassContext, recipe: str, overrides: Sequence[str]) -> list[Pass]:

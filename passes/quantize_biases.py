@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxquant.graph.edit import UniqueNames
 from onnxquant.pass_manager import Pass, PassContext, PassResult
@@ -41,10 +42,10 @@ def _int32_bias(layer: gs.Node, unique: UniqueNames) -> gs.Node | None:
     if layer.op not in ("Conv", "Gemm") or len(layer.inputs) < 3 or not isinstance(layer.inputs[2], gs.Constant):
         return None
     bias = layer.inputs[2]
-    scales = [_scale(tensor) for tensor in layer.inputs[:2]]
-    if bias.dtype != np.float32 or bias.values.ndim != 1 or any(scale is None for scale in scales):
+    read, weight = (_scale(tensor) for tensor in layer.inputs[:2])
+    if bias.dtype != np.float32 or bias.values.ndim != 1 or read is None or weight is None:
         return None
-    step = np.asarray(np.multiply(*scales), np.float32)
+    step = np.asarray(read * weight, np.float32)
     if step.size not in (1, bias.values.size) or not (step > 0).all():
         return None  # a scale of the product below what float32 holds
     codes = np.rint(bias.values.astype(np.float64) / step)
@@ -60,9 +61,12 @@ def _int32_bias(layer: gs.Node, unique: UniqueNames) -> gs.Node | None:
     return gs.Node("DequantizeLinear", f"{layer.name}_bias_DequantizeLinear", attributes, parameters, [dequantized])
 
 
-def _scale(tensor: gs.Tensor) -> np.ndarray | None:
+def _scale(tensor: gs.Tensor) -> NDArray[np.floating] | None:
     """The scale of the codes that a tensor is made of; None where it isn't made of codes of 8 bits."""
     if len(tensor.inputs) != 1 or tensor.inputs[0].op != "DequantizeLinear":
         return None
     scale = tensor.inputs[0].inputs[1]
-    return scale.values if isinstance(scale, gs.Constant) else None
+    if not isinstance(scale, gs.Constant):
+        return None
+    values: NDArray[np.floating] = scale.values
+    return values

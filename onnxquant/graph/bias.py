@@ -63,17 +63,21 @@ def add_to_bias(graph: gs.Graph, layer: gs.Node, values: NDArray[Any], unique: U
 
 
 def _bias_behind(graph: gs.Graph, layer: gs.Node, values: NDArray[Any], unique: UniqueNames) -> gs.Node | None:
-    """A MatMul's bias is the constant of an Add that alone reads it; there may be none."""
+    """A MatMul's bias is the constant of an Add that alone reads it; there may be none.
+
+    What the MatMul writes is no longer what it was, and gets a name of its own.
+    """
     output = layer.outputs[0]
+    product = gs.Variable(unique(f"{output.name}_without_bias"), output.dtype, output.shape)
+    layer.outputs = [product]
     is_output = any(output is tensor for tensor in graph.outputs)
     if len(output.outputs) == 1 and output.outputs[0].op == "Add" and not is_output:
         add = output.outputs[0]
-        position = 1 - next(i for i, tensor in enumerate(add.inputs) if tensor is output)
-        other = add.inputs[position]
+        position = next(i for i, tensor in enumerate(add.inputs) if tensor is output)
+        other = add.inputs[1 - position]
         if isinstance(other, gs.Constant) and other.values.shape == values.shape:
-            add.inputs[position] = gs.Constant(unique(f"{other.name}_shifted"), other.values + values)
+            bias = gs.Constant(unique(f"{other.name}_shifted"), other.values + values)
+            add.inputs[position], add.inputs[1 - position] = product, bias
             return None
-    product = gs.Variable(unique(f"{output.name}_without_bias"), output.dtype, output.shape)
-    layer.outputs = [product]
     bias = gs.Constant(unique(f"{layer.inputs[1].name}_bias"), values)
     return gs.Node("Add", f"{layer.name}_bias", {}, [product, bias], [output])

@@ -115,3 +115,13 @@ def test_two_convolutions_with_different_padding_share_a_shifted_value():
     result = w8a8(proto, data)
     (expected,), (got,) = run(proto, x=data[:4]), run(result.model, x=data[:4])
     assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) > 35
+
+
+def test_the_bias_is_made_of_the_weights_as_they_are_quantized():
+    """Their rounding keeps the sum over the channels' means; float weights would bring its error back."""
+    data = positive(64, 8, 6, 6)
+    coarse = "quantize_conv_weights.bits=3"
+    proto = conv()
+    (expected,) = run(proto, x=data)
+    shifted, plain = (run(w8a8(proto, data, "tensorrt", coarse, *off).model, x=data)[0] for off in ((), (OFF,)))
+    assert np.abs((shifted - expected).mean()) < 1.5 * np.abs((plain - expected).mean()) + 1e-3

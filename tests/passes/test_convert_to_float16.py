@@ -323,6 +323,7 @@ def test_tensorrt_keeps_integer_weights_integer():
     assert sizes[1] - sizes[2] > 0.6 * 256 * 256 * 9
 
 
+@pytest.mark.slow
 def test_tensorrt_takes_the_quantized_demo():
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheels for this platform")
     model = load(DEMO / "mobilevit_xxs_digits.onnx")

@@ -8,7 +8,7 @@ from onnxquant.passes.fold_layer_scale import FoldLayerScale
 from onnxquant.graph.model import check, load
 from onnxquant.pass_manager import PassContext
 from onnxquant.pipeline import canonicalise
-from tests.fixtures import FIXTURES, load_fixture
+from tests.fixtures import load_fixture, one_of_each_family
 from tests.graphs import initializers, op_types, parse, run
 
 
@@ -189,7 +189,7 @@ def test_float16_weights_take_a_scale_that_they_can_hold(scale, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "exporter"), FIXTURES)
+@pytest.mark.parametrize(("name", "exporter"), one_of_each_family())
 def test_the_zoo_computes_the_same_and_keeps_its_blocks(name, exporter):
     model = load(load_fixture(name, exporter))
     canonicalise(model)

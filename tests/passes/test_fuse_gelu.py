@@ -9,7 +9,7 @@ from onnxquant.graph.model import check, load
 from onnxquant.pass_manager import PassContext
 from onnxquant.pipeline import canonicalise
 from onnxquant.targets import load_target
-from tests.fixtures import FIXTURES, load_fixture
+from tests.fixtures import load_fixture, one_of_each_family
 from tests.graphs import op_types, parse, run
 
 TORCHSCRIPT = """
@@ -253,7 +253,7 @@ def test_metadata_domains_and_nodes_survive_a_raised_opset():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "exporter"), FIXTURES)
+@pytest.mark.parametrize(("name", "exporter"), one_of_each_family())
 def test_every_gelu_of_the_zoo_is_fused(name, exporter):
     model = load(load_fixture(name, exporter))
     canonicalise(model)

@@ -24,7 +24,7 @@ def table(tmp_path_factory):
     np.savez(folder / "calib.npz", image=images(64))
     np.savez(folder / "held.npz", image=images(20), labels=np.arange(20) % 10)
     command = [sys.executable, str(TOOL), "model.onnx", "--calib", "calib.npz", "--held", "held.npz", "--no-venv"]
-    command += ["--peers", "onnxruntime-minmax,esp-ppq", "--runs", "1", "--rounds", "1"]
+    command += ["--peers", "onnxruntime-minmax,esp-ppq", "--runs", "1", "--ours", "w8a8/tensorrt", "--rounds", "1"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     header, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines())
@@ -32,10 +32,16 @@ def table(tmp_path_factory):
 
 
 def test_there_is_a_row_for_the_original_for_us_and_for_every_peer(table):
-    assert list(table) == ["float32", "onnxquant efficientquant/onnxruntime", "onnxruntime-minmax", "esp-ppq"]
+    assert list(table) == [
+        "float32",
+        "onnxquant w8a8/onnxruntime",
+        "onnxquant w8a8/tensorrt",
+        "onnxruntime-minmax",
+        "esp-ppq",
+    ]
 
 
-@pytest.mark.parametrize("tool", ["onnxquant efficientquant/onnxruntime", "onnxruntime-minmax"])
+@pytest.mark.parametrize("tool", ["onnxquant w8a8/tensorrt", "onnxruntime-minmax"])
 def test_cost_and_quality_of_a_tool_are_measured(table, tool):
     row = table[tool]
     assert 0 < float(row["time"].removesuffix(" s")) < 60
