@@ -1,8 +1,6 @@
 """Calibration as a file: made once, used instead of the data."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from onnxquant.pipeline import CANONICAL_PASSES, FINAL_PASSES
 from onnxquant.recipes import build_passes, load_recipe
 from onnxquant.targets import load_target
 from tests.graphs import attention, images, initializers, parse, run
+from tests.scripts import PRELUDE, run_script
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 
@@ -273,7 +272,4 @@ def test_activations_are_let_go_while_the_model_runs():
         assert len(ranges.tensors) == 61
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 100 * 1024  # KiB
+    assert int(run_script(PRELUDE + script).stdout) < 100 * 1024  # KiB

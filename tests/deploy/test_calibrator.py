@@ -1,10 +1,7 @@
 """TensorRT's calibration cache, and its calibrator, which ended with TensorRT 10."""
 
 import json
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from onnxquant.calibration.ranges import Ranges, calibrate
 from onnxquant.deploy.calibrator import cache_header, read_cache, write_cache
 from onnxquant.errors import OnnxquantError
 from tests.graphs import attention, images
+from tests.scripts import PRELUDE, run_script
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "models" / "demo"
@@ -127,12 +125,7 @@ def calibrator_in(folder, calls):
         except OnnxquantError as error:
             print(json.dumps(str(error)))
     """
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(run_script(PRELUDE + script, path=folder).stdout.splitlines()[-1])
 
 
 def stand_in(folder, version, *calibrators):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import pytest
@@ -18,6 +15,7 @@ from polygraphy.exception import PolygraphyException
 from onnxquant import rewrite
 from onnxquant.polygraphy import QuantizeOnnx
 from tests.graphs import attention, images, run
+from tests.scripts import run_script
 
 
 def test_it_takes_a_loader_and_gives_what_rewrite_gives(tmp_path):
@@ -42,7 +40,7 @@ def test_bad_input_is_polygraphys_error_with_the_same_line():
 
 
 def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return run_script(code).stdout.strip()
 
 
 def test_onnxquant_does_not_import_polygraphy():

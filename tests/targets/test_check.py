@@ -1,9 +1,5 @@
 """What onnxquant refuses for a target, the real parser and builder of TensorRT-RTX refuse, and the other way."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +11,7 @@ from onnxquant.targets.check import RULES, check_target, require_accepted
 from onnxquant.targets.inline import inline_functions
 from tests.fixtures import load_fixture
 from tests.graphs import attention
+from tests.scripts import PRELUDE, run_script
 from tests.targets.patterns import IF, INT4, PATTERNS, attend, between, conv, function, graph, matmul, ones
 
 RTX = load_target("tensorrt-rtx")
@@ -73,9 +70,8 @@ def test_attention_of_one_tensor_with_itself_is_refused_since_it_crashes_the_bui
     tensorrt_rtx()
     model = attend("float16", "q, q, v")
     onnx.save(model, tmp_path / "model.onnx")
-    script = "import sys, onnx, tests.targets.test_check as t; print(t.takes(onnx.load(sys.argv[1]), '8.6'))"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "model.onnx"], cwd=root, capture_output=True)
+    script = "import onnx, tests.targets.test_check as t; print(t.takes(onnx.load(sys.argv[1]), '8.6'))"
+    done = run_script(PRELUDE + script, tmp_path / "model.onnx", check=False)
     assert done.returncode < 0, "the builder no longer crashes: the rule can go"
     assert [refusal.rule for refusal in check_target(model, RTX)] == ["attention_inputs"]
 

@@ -30,7 +30,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run_tool(*arguments, options=()):
     command = [sys.executable, *options, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(arguments[0]).parent, check=False)
 
 
 def table(text):
