@@ -21,7 +21,7 @@ from onnxquant.pipeline import canonicalise
 from onnxquant.preprocessing import Preprocessing
 from onnxquant.recipes import recipe_names
 from onnxquant.zoo import ZooModel, load_zoo
-from tests.fixtures import FIXTURES, anonymise, load_fixture
+from tests.fixtures import FIXTURES, anonymise, load_fixture, one_of_each_family
 
 ZOO = load_zoo()
 QUICK = {  # the smallest of every family, where it is small; the others take too long for every run
@@ -67,8 +67,13 @@ def module(node, model):
 
 
 def for_each_recipe_and_target():
-    """Small models for each target; large ones for the one that both runtimes must take."""
+    """Small models for each target; large ones for the one that both runtimes must take.
+
+    Recipes that calibrate are run on one model of each family only.
+    """
     for graph, recipe in itertools.product(GRAPHS, recipe_names()):
+        if recipe in NEED_DATA and graph.values not in one_of_each_family():
+            continue
         slow = recipe in NEED_DATA and graph.values[0] not in QUICK_WITH_DATA
         for target in ("onnxruntime", "tensorrt") if graph.values[0] in QUICK else ("portable",):
             yield pytest.param(*graph.values, target, recipe, marks=[pytest.mark.slow] if slow else graph.marks)
