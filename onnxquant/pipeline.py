@@ -163,8 +163,8 @@ def rewrite(
         steps, provided = _deciding_passes(context, recipe, overrides), frozenset[str]()
     else:
         context.plan, provided = plan, frozenset({"plan"})
-        steps = _editing_passes(plan)
-        steps += [ClassifyBlocks(), Calibrate()] if half else []
+        steps = [*CANONICAL_PASSES, *([ClassifyBlocks()] if half else []), *_editing_passes(plan)]
+        steps += [Calibrate()] if half else []
     insert, biases, share = FINAL_PASSES
     final = [insert, biases, *([ConvertToFloat16()] if half else []), share]
     manager = PassManager([*steps, *final], provided, after_each)
@@ -217,11 +217,14 @@ def decide(
     return context
 
 
-def canonicalise(model: Model, plan: QuantizationPlan | None = None) -> list[PassRun]:
-    """Bring the graph into the form that analyses rely on, or that `plan` was decided on; it computes the same."""
-    if plan is None:
-        return PassManager(CANONICAL_PASSES).run(PassContext(model))
-    return PassManager(_editing_passes(plan)).run(PassContext(model, load_target(plan.target), plan))
+def canonicalise(model: Model) -> list[PassRun]:
+    """Bring the graph into the form that analyses rely on; it computes the same as before."""
+    return PassManager(CANONICAL_PASSES).run(PassContext(model))
+
+
+def apply_edits(model: Model, plan: QuantizationPlan) -> None:
+    """Make of a canonical graph the one that `plan` names the tensors of; it computes the same."""
+    PassManager(_editing_passes(plan)).run(PassContext(model, load_target(plan.target), plan))
 
 
 def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.Graph:
@@ -262,9 +265,9 @@ def describe(entry: PlanEntry) -> str:
 
 
 def _editing_passes(plan: QuantizationPlan) -> list[Pass]:
-    """Those that make of a model the graph that `plan` names the tensors of."""
+    """Those that make of a canonical graph the one that `plan` names the tensors of."""
     equalize = [EqualizeChannels()] if plan.channel_scales else []
-    return [*CANONICAL_PASSES, *build_passes(Recipe.model_validate({"pass": plan.edits})), *equalize]
+    return [*build_passes(Recipe.model_validate({"pass": plan.edits})), *equalize]
 
 
 def _deciding_passes(context: PassContext, recipe: str, overrides: Sequence[str]) -> list[Pass]:

@@ -60,6 +60,7 @@ def export_command(
 ) -> None:
     """Export a model to ONNX: pretrained, from a checkpoint, or with seeded random weights."""
     from onnxquant.export import default_cache, export
+    from onnxquant.zoo import load_zoo
 
     path = export(
         name,
@@ -70,7 +71,9 @@ def export_command(
         seed=seed,
         cache=default_cache() if cache else None,
     )
-    typer.echo(f"{path}: {name}, {path.stat().st_size / 1e6:.1f} MB")
+    row = load_zoo().get(name)
+    how = "as given" if row and row.timm is None else f"{exporter}, batch {batch}"
+    typer.echo(f"{path}: {name}, {how}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _count(text: str) -> int:

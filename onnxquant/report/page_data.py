@@ -30,7 +30,7 @@ from onnxquant.graph.topology import SHAPE_OPS
 from onnxquant.measure.compare import Comparison, Layer, compare
 from onnxquant.measure.metrics import sqnr_db
 from onnxquant.passes.classify_blocks import ClassifyBlocks, Rule, classify
-from onnxquant.pipeline import Report, RewriteResult, canonicalise, describe
+from onnxquant.pipeline import Report, RewriteResult, apply_edits, canonicalise, describe
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.log2 import Log2Quantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
@@ -199,13 +199,14 @@ def gather(
     """
     model = load(original)
     name = name or model.name
-    canonicalise(model, result.plan)
+    canonicalise(model)
+    rules, notes = _rules(result.plan.recipe)
+    found = classify(model.graph, model, rules).blocks
+    apply_edits(model, result.plan)
     tensors = model.graph.tensors()
     for entry in result.plan.entries:
         if entry.tensor not in tensors:
             raise OnnxquantError(f"plan: tensor {entry.tensor} is not in {name}; is the plan for another model?")
-    rules, notes = _rules(result.plan.recipe)
-    found = classify(model.graph, model, rules).blocks
     observed, comparison = _measure(original, model, result, found, data, batch_size, progress)
     report, provenance = result.report, _provenance(result.report)
     if report.agreement is None and comparison is not None and data is not None:
