@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from onnxquant import rewrite
 from onnxquant.cli import app
+from onnxquant.defaults import DEFAULT_RECIPE
 from onnxquant.errors import OnnxquantError
 from onnxquant.export import export
 from onnxquant.graph.model import load
@@ -21,7 +22,7 @@ from onnxquant.pipeline import canonicalise
 from onnxquant.preprocessing import Preprocessing
 from onnxquant.recipes import recipe_names
 from onnxquant.zoo import ZooModel, load_zoo
-from tests.fixtures import FIXTURES, anonymise, load_fixture, one_of_each_family
+from tests.fixtures import FIXTURES, anonymise, load_fixture
 
 ZOO = load_zoo()
 QUICK = {  # the smallest of every family, where it is small; the others take too long for every run
@@ -67,16 +68,17 @@ def module(node, model):
 
 
 def for_each_recipe_and_target():
-    """Small models for each target; large ones for the one that both runtimes must take.
-
-    Recipes that calibrate are run on one model of each family only.
-    """
+    """Small models for each target; large ones for the one that both runtimes must take, and with one recipe."""
     for graph, recipe in itertools.product(GRAPHS, recipe_names()):
-        if recipe in NEED_DATA and graph.values not in one_of_each_family():
+        name, marks = graph.values[0], graph.marks
+        if name not in QUICK and recipe != DEFAULT_RECIPE:
             continue
-        slow = recipe in NEED_DATA and graph.values[0] not in QUICK_WITH_DATA
-        for target in ("onnxruntime", "tensorrt") if graph.values[0] in QUICK else ("portable",):
-            yield pytest.param(*graph.values, target, recipe, marks=[pytest.mark.slow] if slow else graph.marks)
+        if recipe in NEED_DATA and name not in QUICK_WITH_DATA:
+            if recipe != "w8a8":
+                continue
+            marks = [pytest.mark.slow]
+        for target in ("onnxruntime", "tensorrt") if name in QUICK else ("portable",):
+            yield pytest.param(*graph.values, target, recipe, marks=marks)
 
 
 def parse_with_tensorrt(model):
