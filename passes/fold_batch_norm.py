@@ -7,12 +7,10 @@ Exact up to float rounding. Source: Jacob et al. 2018, Eq. 14.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
+from onnxquant.graph.convolution import from_rows, to_rows
 from onnxquant.pass_manager import Pass, PassContext, PassResult
 
 
@@ -46,7 +44,8 @@ def _fold(norm: gs.Node, graph: gs.Graph) -> bool:
     bias = layer.inputs[2].values.astype(np.float64) if has_bias else np.zeros_like(beta)
     if layer.op == "Gemm":
         bias = bias * layer.attrs.pop("beta", 1.0)
-    new_weight = _scale_outputs(layer, weight.values.astype(np.float64), factor).astype(weight.dtype)
+    rows = to_rows(layer, weight.values.astype(np.float64)) * factor[:, None]
+    new_weight = from_rows(layer, rows).astype(weight.dtype)
     new_bias = (factor * (bias - mean) + beta).astype(weight.dtype)
     if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
         return False  # float16 overflow, or a variance of -ε
@@ -55,13 +54,3 @@ def _fold(norm: gs.Node, graph: gs.Graph) -> bool:
     layer.outputs[0] = norm.outputs[0]
     norm.outputs.clear()
     return True
-
-
-def _scale_outputs(layer: gs.Node, weight: NDArray[Any], factor: NDArray[Any]) -> NDArray[Any]:
-    if layer.op == "Conv":  # (M, C/groups, kernel...)
-        return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-    if layer.op == "ConvTranspose":  # (C, M/groups, kernel...), output channel = group · M/groups + position
-        groups = layer.attrs.get("group", 1)
-        grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-        return (grouped * factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
-    return weight * (factor[:, None] if layer.attrs.get("transB", 0) else factor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -140,18 +140,14 @@ class _Inserter:
         self._name = UniqueNames(node.name for node in graph.nodes)
         self._before: defaultdict[int, list[gs.Node]] = defaultdict(list)  # new nodes, by the node they go before
         self._after: defaultdict[int, list[gs.Node]] = defaultdict(list)
+        self._codes: dict[str, NDArray[np.floating]] = {}  # by weight
 
     def quantize_weight(self, weight: gs.Constant, entry: PlanEntry) -> None:
         quantizer = entry.quantizer
         assert isinstance(quantizer, UniformQuantizer)  # it has been checked
-        codes = _codes(weight, entry, quantizer).astype(quantizer.code_dtype)
-        parameters = [
-            gs.Constant(self.unique(f"{weight.name}_quantized"), codes),
-            gs.Constant(self.unique(f"{weight.name}_scale"), np.asarray(quantizer.scale, weight.dtype)),
-            gs.Constant(
-                self.unique(f"{weight.name}_zero_point"), np.asarray(quantizer.zero_point, quantizer.code_dtype)
-            ),
-        ]
+        codes = self._codes_of(weight, entry, quantizer).astype(quantizer.code_dtype)
+        stored = gs.Constant(self.unique(f"{weight.name}_quantized"), codes)
+        parameters = [stored, *self._parameters(weight.name, quantizer, weight.dtype)]
         attributes = {} if quantizer.axis is None else {"axis": quantizer.axis}
         dequantized = gs.Variable(self.unique(f"{weight.name}_dequantized"), weight.dtype, weight.shape)
         node = gs.Node("DequantizeLinear", f"{weight.name}_DequantizeLinear", attributes, parameters, [dequantized])
@@ -166,7 +162,7 @@ class _Inserter:
             if entry is not None:
                 quantizer = entry.quantizer
                 assert isinstance(quantizer, UniformQuantizer)
-                used = quantizer.dequantize(_codes(weight, entry, quantizer).astype(np.float32))
+                used = quantizer.dequantize(self._codes_of(weight, entry, quantizer).astype(np.float32))
             behind = add_to_bias(self.graph, layer, shift * weight_sums(layer, used), self.unique)
             if behind is not None:
                 self._after[self._positions[id(layer)]].append(behind)
@@ -214,12 +210,7 @@ class _Inserter:
 
     def _uniform(self, tensor: gs.Variable, quantizer: UniformQuantizer) -> list[gs.Node]:
         dtype = np.dtype(tensor.dtype or np.float32)
-        parameters = [
-            gs.Constant(self.unique(f"{tensor.name}_scale"), np.asarray(quantizer.scale, dtype)),
-            gs.Constant(
-                self.unique(f"{tensor.name}_zero_point"), np.asarray(quantizer.zero_point, quantizer.code_dtype)
-            ),
-        ]
+        parameters = self._parameters(tensor.name, quantizer, dtype)
         codes = gs.Variable(self.unique(f"{tensor.name}_codes"), quantizer.code_dtype, tensor.shape)
         value: gs.Variable = tensor
         nodes = [gs.Node("QuantizeLinear", f"{tensor.name}_QuantizeLinear", {}, [tensor, *parameters], [codes])]
@@ -251,6 +242,19 @@ class _Inserter:
             gs.Node("Log2QuantizeLinear", f"{name}_Log2QuantizeLinear", quantize, [tensor], [codes], DOMAIN),
             gs.Node("Log2DequantizeLinear", f"{name}_Log2DequantizeLinear", dequantize, [codes], [dequantized], DOMAIN),
         ]
+
+    def _parameters(self, name: str, quantizer: UniformQuantizer, dtype: Any) -> list[gs.Constant]:
+        """Scale and zero-point, as QuantizeLinear and DequantizeLinear take them."""
+        return [
+            gs.Constant(self.unique(f"{name}_scale"), np.asarray(quantizer.scale, dtype)),
+            gs.Constant(self.unique(f"{name}_zero_point"), np.asarray(quantizer.zero_point, quantizer.code_dtype)),
+        ]
+
+    def _codes_of(self, weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuantizer) -> NDArray[np.floating]:
+        """A weight's codes, which a shift of what its layer reads asks for too."""
+        if entry.tensor not in self._codes:
+            self._codes[entry.tensor] = _codes(weight, entry, quantizer)
+        return self._codes[entry.tensor]
 
     def _first_reader(self, tensor: gs.Tensor, readers: list[gs.Node] | None = None) -> int:
         """Position of the first node that reads `tensor`, by itself or in a subgraph; among `readers` if given."""

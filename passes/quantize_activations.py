@@ -54,12 +54,7 @@ class QuantizeActivations(Pass):
         return ((tensor.name, Histogram) for tensor, _, _ in self._places(graph, context))
 
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
-        symmetric = self.scheme == "symmetric" or (self.scheme == "auto" and not context.target.zero_point)
-        if not symmetric and not (context.target.unsigned and context.target.zero_point):
-            raise OnnxquantError(
-                f"{self.pass_name()}: scheme=asymmetric needs uint8 and zero-points, which target "
-                f"{context.target.name} refuses; use scheme=symmetric or auto"
-            )
+        symmetric = context.target.is_symmetric(self.scheme, self.pass_name())
         weights = {entry.tensor for entry in context.plan.entries if entry.role == "weight"}
         taken = {entry.tensor for entry in context.plan.entries if entry.role == "activation"}
         readers: dict[str, list[gs.Node] | None] = {}

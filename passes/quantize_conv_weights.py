@@ -58,12 +58,7 @@ class QuantizeConvWeights(Pass):
             yield from ((node.inputs[0].name, ChannelMean) for node in self._layers(graph, context))
 
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
-        symmetric = self.scheme == "symmetric" or (self.scheme == "auto" and not context.target.unsigned)
-        if not symmetric and not (context.target.unsigned and context.target.zero_point):
-            raise OnnxquantError(
-                f"{self.pass_name()}: scheme=asymmetric needs uint8 and zero-points, which target "
-                f"{context.target.name} refuses; use scheme=symmetric or auto"
-            )
+        symmetric = context.target.is_symmetric(self.scheme, self.pass_name())
         layers = list(self._layers(graph, context))
         for node in layers:
             context.plan.add(self._decide(node, symmetric, context))

@@ -10,7 +10,7 @@ import pytest
 from onnxquant import rewrite
 from onnxquant.deploy.build import build_engine
 from onnxquant.zoo import load_zoo
-from tests.fixtures import load_fixture, one_of_each_family
+from tests.fixtures import load_fixture, one_of_each_family, with_batch
 from tests.graphs import attention, images
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheels for this platform")
@@ -63,16 +63,6 @@ def test_all_zero_channels_build_too():
     proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, proto.graph.initializer[0].name))
     assert np.all(weight[0] == 0)
     assert build(rewrite(proto, target="tensorrt").model, (3, 8, 8))
-
-
-def with_batch(proto: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """A copy whose batch axis is fixed."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    for value in (*copied.graph.input, *copied.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch
-    del copied.graph.value_info[:]
-    return copied
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx.tools.update_model_dims import update_inputs_outputs_dims
 
 from onnxquant import rewrite, save
 from onnxquant.calibration.dataset import input_specs, open_dataset
@@ -31,7 +30,7 @@ from onnxquant.recipes import recipe_names
 from onnxquant.zoo import load_zoo
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.fixtures import FIXTURES, first_of_families, load_fixture
+from tests.fixtures import FIXTURES, first_of_families, load_fixture, with_batch
 
 COMPUTE_CAPABILITIES = ("8.6", "8.9", "12.0")
 TARGET = "tensorrt"
@@ -42,18 +41,6 @@ def onnx_runtime(original: onnx.ModelProto, rewritten: onnx.ModelProto, images: 
     data = open_dataset(images, input_specs(original), None)
     outputs = compare(original, rewritten, data, per_layer=False).outputs
     return f"{min(output.sqnr_db for output in outputs.values()):.1f} dB".replace("inf dB", "equal")
-
-
-def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """A copy whose batch axis is fixed."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    inputs, outputs = (
-        {value.name: [batch, *(axis.dim_value for axis in value.type.tensor_type.shape.dim[1:])] for value in values}
-        for values in (copied.graph.input, copied.graph.output)
-    )
-    del copied.graph.value_info[:]
-    return update_inputs_outputs_dims(copied, inputs, outputs)
 
 
 def polygraphy(path: Path, size: tuple[int, int]) -> str:

@@ -24,7 +24,7 @@ from onnxquant.calibration.collector import collect, fitting_batch_size
 from onnxquant.calibration.observers import ChannelMinMax, LastAxisMinMax, Log2Histogram, Observer
 from onnxquant.calibration.samples import Dataset
 from onnxquant.errors import OnnxquantError
-from onnxquant.graph.convolution import CONVOLUTIONS, to_rows
+from onnxquant.graph.convolution import CONVOLUTIONS, LINEAR, to_rows
 from onnxquant.graph.model import Model, load
 from onnxquant.graph.topology import SHAPE_OPS
 from onnxquant.measure.compare import Comparison, Layer, compare
@@ -39,8 +39,6 @@ from onnxquant.report.figures import Log2Figure, ProfileFigure, RangeFigure, Wei
 
 OPERATORS_NAMED = 5
 """In the line that stands for a block."""
-
-LINEAR = frozenset({"Gemm", "MatMul"})
 
 Progress: TypeAlias = Callable[[int, int], None]
 Observed: TypeAlias = "dict[tuple[str, type[Observer]], Observer]"

@@ -102,6 +102,24 @@ class Target(BaseModel):
         """Whether weights may be uint8."""
         return "uint8" in self.codes
 
+    def is_symmetric(self, scheme: str, asking: str) -> bool:
+        """Whether a quantizer's ranges are symmetric.
+
+        Args:
+            scheme: "symmetric" or "asymmetric"; "auto" for what the runtime takes.
+            asking: name of the pass, for the message.
+
+        Raises:
+            OnnxquantError: they are to be asymmetric, which the runtime refuses.
+        """
+        takes_both = self.unsigned and self.zero_point
+        if scheme == "asymmetric" and not takes_both:
+            raise OnnxquantError(
+                f"{asking}: scheme=asymmetric needs uint8 and zero-points, which target {self.name} refuses; use "
+                "scheme=symmetric or auto"
+            )
+        return scheme == "symmetric" or (scheme == "auto" and not takes_both)
+
     def parse_compute_capability(self, text: str) -> tuple[int, int]:
         """A GPU's compute capability, as ``8.6``, for which this runtime builds engines.
 

@@ -6,7 +6,7 @@ import math
 
 import onnx_graphsurgeon as gs
 
-from onnxquant.graph.convolution import CONVOLUTIONS, WEIGHTED, input_channels, output_channel_axis
+from onnxquant.graph.convolution import CONVOLUTIONS, WEIGHTED, input_channels, to_rows
 from onnxquant.targets import Placement
 
 
@@ -30,9 +30,7 @@ def intensity(layer: gs.Node) -> float:
     ConvTranspose has it the other way round. The size of the image cancels out.
     """
     weight = layer.inputs[1]
-    read, written = input_channels(layer), int(weight.shape[output_channel_axis(layer)])
-    if layer.op == "ConvTranspose":
-        written = int(weight.shape[1]) * int(layer.attrs.get("group", 1))
+    read, written = input_channels(layer), len(to_rows(layer, weight.values))
     stride = math.prod(layer.attrs.get("strides", [1]))
     positions = (1, stride) if layer.op == "ConvTranspose" else (stride, 1)
     return math.prod(weight.shape) / (read * positions[0] + written * positions[1])

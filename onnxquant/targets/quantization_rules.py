@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
+from onnxquant.graph.convolution import WEIGHTED
 from onnxquant.targets.rules import Finding, refusal_of
 from onnxquant.targets.view import Operator, View
 
-LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 NARROW = frozenset({"int4", "float8e4m3fn", "float4e2m1"})
 """Types that are only ever codes: only QuantizeLinear makes them, only DequantizeLinear computes with them."""
 
@@ -106,7 +106,7 @@ def weight_axes(view: View) -> Iterator[Finding]:
     Beyond the parser, which takes any axis whose length fits: integer kernels can't apply scales of input channels,
     which differ within one sum.
     """
-    for layer in (node for node in view.operators if node.op in LAYERS):
+    for layer in (node for node in view.operators if node.op in WEIGHTED):
         for position in (0, 1):
             source, permutation = _dequantizer(layer, position)
             if source is None or source.attribute("block_size", 0) or not _of_constant(source):
@@ -124,7 +124,7 @@ def weight_axes(view: View) -> Iterator[Finding]:
 
 def mixed_codes(view: View) -> Iterator[Finding]:
     """What a layer multiplies has codes of one type, where both sides have some."""
-    for layer in (node for node in view.operators if node.op in LAYERS):
+    for layer in (node for node in view.operators if node.op in WEIGHTED):
         sources = [_dequantizer(layer, position)[0] for position in (0, 1)]
         # The builder converts block-wise codes to floats first.
         found = [code_dtype(source) for source in sources if source and not source.attribute("block_size", 0)]
