@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,17 @@ class Chromium:
         done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
+
+    def wait_until(self, script: str) -> None:
+        """Wait for an expression to become true: what follows a click or a key may take a frame or a task of its own."""
+        until = time.monotonic() + PATIENCE
+        while not self.run(script):
+            assert time.monotonic() < until, f"never true: {script}"
+            time.sleep(0.02)
+
+    def settle(self) -> None:
+        """Let what is due be drawn: a jump within the page moves the focus in a frame to come."""
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => 0)")
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """Press a key as a user does; 8 is Shift."""

@@ -145,7 +145,8 @@ def test_the_keyboard_reaches_every_block_and_shows_where_it_is(demo):
     assert focused(demo, "textContent") == "Skip to the report"
     assert demo.run("document.activeElement.getBoundingClientRect().left") >= 0
     demo.press("Enter")
-    assert demo.run("location.hash") == "#main"
+    demo.wait_until("location.hash === '#main' && document.activeElement.id === 'main'")
+    demo.settle()
     demo.press("Tab")
     assert "strip" in focused(demo, "closest('ol').className")
     assert float(demo.run("parseFloat(getComputedStyle(document.activeElement).outlineWidth)")) >= 2
@@ -164,8 +165,7 @@ def test_the_keyboard_reaches_every_block_and_shows_where_it_is(demo):
     demo.press("Tab", modifiers=8)
     demo.press("ArrowRight")
     demo.press("Enter")
-    time.sleep(0.1)  # the hash changes in a task of its own
-    assert focused(demo, "parentElement.id") == "b2"
+    demo.wait_until("document.activeElement.parentElement.id === 'b2'")
     assert focused(demo, "parentElement.open") is True
 
 
