@@ -103,7 +103,7 @@ class Chromium:
         return done["result"].get("value")
 
     def wait_until(self, script: str) -> None:
-        """Wait for an expression to become true: what follows a click or a key may take a frame or a task of its own."""
+        """Wait for an expression to become true: what follows a key may take a frame or a task of its own."""
         until = time.monotonic() + PATIENCE
         while not self.run(script):
             assert time.monotonic() < until, f"never true: {script}"
