@@ -7,32 +7,25 @@ ranking are the ones to spend bits on.
 
 from __future__ import annotations
 
-import math
-import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import onnx
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from onnxquant.blocks import Block
-from onnxquant.calibration.batching import Batch, batches
 from onnxquant.calibration.collector import fitting_batch_size
 from onnxquant.calibration.dataset import split_held
-from onnxquant.calibration.samples import Dataset, input_specs
 from onnxquant.defaults import DEFAULT_BATCH_SIZE, DEFAULT_RECIPE, DEFAULT_SAMPLES, DEFAULT_TARGET
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import Source, load
 from onnxquant.measure.metrics import Agreement
-from onnxquant.measure.sessions import Runner
+from onnxquant.measure.trials import Trials, noise, noise_share
 from onnxquant.pass_manager import PassContext
-from onnxquant.passes.insert_quantizers import InsertQuantizers
 from onnxquant.pipeline import decide, describe, open_calibration
-from onnxquant.plan import PlanEntry, QuantizationPlan
+from onnxquant.plan import PlanEntry
 
 
 @dataclass(frozen=True)
@@ -119,11 +112,11 @@ def sensitivity(
     entries = context.plan.entries
     groups = _groups(context, by)
     with tempfile.TemporaryFile() as file:
-        reference = _Reference(original, judged, batch_size, source.name, file)
+        trials = Trials(context, original, judged, batch_size, file)
 
         def agreement(chosen: list[PlanEntry], done: int) -> dict[str, Agreement]:
             progress(done, len(groups) + 1)
-            return reference.compare(_quantized(context, chosen), f"{source.name} with {chosen[0].tensor} quantized")
+            return trials.agreement(chosen)
 
         whole = agreement(entries, 0)
         costs = [_cost(chosen, context, agreement(chosen, done), whole) for done, chosen in enumerate(groups, start=1)]
@@ -131,32 +124,6 @@ def sensitivity(
     costs.sort(key=lambda cost: (cost.sqnr_db, -cost.share))
     together = replace(_cost(entries, context, whole, whole), scope="", kind="")
     return Sensitivity(costs, together, len(judged), len(held) > 0)
-
-
-class _Reference:
-    """The original's inputs and outputs, batch by batch in a file: memory holds one batch, whatever their number."""
-
-    def __init__(self, original: onnx.ModelProto, data: Dataset, batch_size: int, name: str, file: Any) -> None:
-        self._file = file
-        runner = Runner(original, name)
-        self._outputs = [output for output, kind in runner.outputs.items() if kind.startswith("tensor(")]
-        self._count = 0
-        for batch in batches(data, batch_size, input_specs(original)):
-            pickle.dump((batch, runner.run(batch, self._outputs)), file)
-            self._count += 1
-
-    def _batches(self) -> Iterator[tuple[Batch, list[NDArray[Any]]]]:
-        self._file.seek(0)
-        return (pickle.load(self._file) for _ in range(self._count))
-
-    def compare(self, model: onnx.ModelProto, name: str) -> dict[str, Agreement]:
-        """How well the outputs of `model` agree with the original's, by name."""
-        runner = Runner(model, name)
-        found = {output: Agreement() for output in self._outputs}
-        for batch, expected in self._batches():
-            for agreement, r, t in zip(found.values(), expected, runner.run(batch, self._outputs), strict=True):
-                agreement.update(r, t)
-        return found
 
 
 def _groups(context: PassContext, by: str) -> list[list[PlanEntry]]:
@@ -179,14 +146,6 @@ def _block(context: PassContext, entry: PlanEntry) -> Block | None:
     return context.blocks.of(node) if context.blocks and node is not None else None
 
 
-def _quantized(context: PassContext, entries: list[PlanEntry]) -> onnx.ModelProto:
-    """The model with these entries inserted; the context's own graph stays as it is."""
-    alone = replace(context.model, graph=context.model.graph.copy())
-    plan = QuantizationPlan(entries=entries)
-    InsertQuantizers().run(alone.graph, PassContext(alone, context.target, plan))
-    return alone.to_proto()
-
-
 def _cost(
     entries: list[PlanEntry], context: PassContext, found: dict[str, Agreement], whole: dict[str, Agreement]
 ) -> Cost:
@@ -200,16 +159,5 @@ def _cost(
         quantizer="; ".join(f"{n} x {what}" if len(entries) > 1 else what for what, n in counted.items()),
         sqnr_db=min(agreement.sqnr_db for agreement in found.values()),
         top1_agreement=min(agreeing, default=None),
-        share=_share(_noise(found), _noise(whole)),
+        share=noise_share(noise(found), noise(whole)),
     )
-
-
-def _noise(found: dict[str, Agreement]) -> float:
-    """Noise energy as a part of the signal's, added up over the outputs."""
-    return sum(10 ** (-agreement.sqnr_db / 10) for agreement in found.values())
-
-
-def _share(part: float, whole: float) -> float:
-    if math.isinf(whole):
-        return float(math.isinf(part))
-    return part / whole if whole else 0.0

@@ -10,9 +10,10 @@ from onnxquant import rewrite
 from onnxquant.calibration.dataset import input_specs, open_dataset, split_held
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import load
-from onnxquant.measure import sensitivity as module
-from onnxquant.measure.metrics import sqnr_db
-from onnxquant.measure.sensitivity import sensitivity
+from onnxquant.measure.metrics import Agreement, sqnr_db
+from onnxquant.measure.sensitivity import _cost, _groups, sensitivity
+from onnxquant.measure.trials import noise, noise_share
+from onnxquant.pipeline import decide
 from onnxquant.pipeline import rewrite as rewrite_with_plan
 from tests.graphs import attention, images, parse, run
 
@@ -86,16 +87,16 @@ def test_blocks_are_quantized_whole():
 
 def test_entries_of_one_block_are_one_group_and_entries_without_a_block_stand_alone(monkeypatch):
     loaded = load(attention())
-    context = module.decide(loaded, open_dataset(CALIB, input_specs(loaded.graph), None))
+    context = decide(loaded, open_dataset(CALIB, input_specs(loaded.graph), None))
     one = context.blocks.blocks[0]
     monkeypatch.setattr(type(context.blocks), "of", lambda self, node: one)
-    (group,) = module._groups(context, "block")
+    (group,) = _groups(context, "block")
     assert [entry.role for entry in group] == ["weight", "weight", "activation"]
-    cost = module._cost(group, context, {"y": module.Agreement()}, {"y": module.Agreement()})
+    cost = _cost(group, context, {"y": Agreement()}, {"y": Agreement()})
     assert cost.quantizer == "2 x weight, uniform 8 bit; 1 x activation, log2 8 bit"
-    assert len(module._groups(context, "tensor")) == 3
+    assert len(_groups(context, "tensor")) == 3
     context.blocks = None
-    assert len(module._groups(context, "block")) == 3
+    assert len(_groups(context, "block")) == 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -136,15 +137,15 @@ def test_the_file_and_the_proto_are_left_as_they_were(tmp_path):
 
 
 def test_what_costs_nothing_has_no_share_and_broken_outputs_have_it_all():
-    assert module._share(0.0, 0.0) == 0
-    assert module._share(0.0, 0.5) == 0
-    assert module._share(1.0, math.inf) == 0
-    assert module._share(math.inf, math.inf) == 1
-    exact, broken = module.Agreement(), module.Agreement()
+    assert noise_share(0.0, 0.0) == 0
+    assert noise_share(0.0, 0.5) == 0
+    assert noise_share(1.0, math.inf) == 0
+    assert noise_share(math.inf, math.inf) == 1
+    exact, broken = Agreement(), Agreement()
     exact.update(np.ones(2), np.ones(2))
     broken.update(np.ones(2), np.array([1, np.nan]))
-    assert module._noise({"y": exact}) == 0
-    assert module._noise({"y": exact, "z": broken}) == math.inf
+    assert noise({"y": exact}) == 0
+    assert noise({"y": exact, "z": broken}) == math.inf
 
 
 def test_nothing_to_quantize_is_an_error():
