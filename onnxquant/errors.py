@@ -14,10 +14,14 @@ class OnnxquantError(Exception):
     exit_code = 2
 
 
-class AccuracyError(OnnxquantError):
-    """The rewritten model runs, but its output is further from the original's than the stated tolerance."""
+class BudgetError(OnnxquantError):
+    """The rewritten model runs, but misses what was asked of it."""
 
     exit_code = 3
+
+
+class AccuracyError(BudgetError):
+    """Its output is further from the original's than the stated tolerance."""
 
 
 def first_line(error: BaseException) -> str:

@@ -47,6 +47,9 @@ class PassContext:
         ranges: what was observed earlier, to be used instead of observing; None where there is nothing.
         batch_size: samples run at once, where the model's batch axis allows it.
         observations: what `calibrate` saw, by tensor name and type of observer.
+        held: samples held back to judge the result on, as many as calibrate at most; None where there is no data.
+        unseen: all samples that don't calibrate, those among them.
+        earlier: the passes that have run.
         upcoming: the passes still to come, so that one run over the data can serve them all.
         progress: called with (samples done, samples in all) while data is streamed.
     """
@@ -59,6 +62,9 @@ class PassContext:
     ranges: Ranges | None = None
     batch_size: int = 32
     observations: dict[Observation, Observer] = field(default_factory=dict)
+    held: Dataset | None = None
+    unseen: Dataset | None = None
+    earlier: Sequence[Pass] = ()
     upcoming: Sequence[Pass] = ()
     progress: Callable[[int, int], None] = lambda done, total: None
 
@@ -166,7 +172,7 @@ class PassManager:
         """Run every pass on ``context.model.graph``."""
         graph, runs = context.model.graph, []
         for position, step in enumerate(self.passes):
-            context.upcoming = self.passes[position + 1 :]
+            context.earlier, context.upcoming = self.passes[:position], self.passes[position + 1 :]
             start = time.perf_counter()
             result = step.run(graph, context)
             runs.append(PassRun(step.pass_name(), time.perf_counter() - start, result))

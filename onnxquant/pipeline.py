@@ -13,27 +13,24 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxquant.calibration.collector import fitting_batch_size
 from onnxquant.calibration.dataset import Dataset, input_specs, open_dataset, split_held
 from onnxquant.defaults import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_FLOAT_TYPE,
-    DEFAULT_MIN_SQNR,
     DEFAULT_RECIPE,
     DEFAULT_SAMPLES,
     DEFAULT_TARGET,
     FLOAT_TYPES,
 )
-from onnxquant.errors import AccuracyError, OnnxquantError
-from onnxquant.graph.float16 import rounded
+from onnxquant.errors import OnnxquantError
+from onnxquant.gate import Judgement, judge
 from onnxquant.graph.model import MINIMUM_OPSET, Model, Source, check, infer_types, load, name_nodes
-from onnxquant.measure.compare import compare
-from onnxquant.measure.metrics import Agreement
 from onnxquant.pass_manager import AfterEach, Pass, PassContext, PassManager, PassRun
 from onnxquant.passes.calibrate import Calibrate
 from onnxquant.passes.classify_blocks import ClassifyBlocks
 from onnxquant.passes.convert_to_float16 import ConvertToFloat16
 from onnxquant.passes.equalize_channels import EqualizeChannels
+from onnxquant.passes.fit_budget import FitBudget
 from onnxquant.passes.fold_batch_norm import FoldBatchNorm
 from onnxquant.passes.fold_constants import FoldConstants
 from onnxquant.passes.fold_layer_scale import FoldLayerScale
@@ -55,9 +52,6 @@ if TYPE_CHECKING:
 CANONICAL_PASSES: tuple[Pass, ...] = (FoldConstants(), UnshareInitializers(), FoldBatchNorm(), FoldLayerScale())
 FINAL_PASSES: tuple[Pass, ...] = (InsertQuantizers(), QuantizeBiases(), ShareInitializers())
 
-WORST_NAMED = 3
-"""Tensors named when a rewrite fails its tolerance."""
-
 
 @dataclass
 class Report:
@@ -68,10 +62,8 @@ class Report:
         quantized: number of tensors by what was done to them.
         bytes_before: size of the model as it was read.
         bytes_after: size of the rewritten one.
-        agreement: the rewritten model's output against the original's, both in optimised ONNX Runtime, by output name;
-            None where there was no data to run.
-        held_samples: samples the agreement was measured on.
-        held_back: whether those samples took no part in calibration.
+        exempt: tensors that a budget left in float, with the reason.
+        judgement: the rewritten model beside the original; None where there was no data to run.
         runs: the passes, with seconds and notes.
         seconds: the whole rewrite.
     """
@@ -80,16 +72,15 @@ class Report:
     quantized: dict[str, int] = field(default_factory=dict)
     bytes_before: int = 0
     bytes_after: int = 0
-    agreement: dict[str, Agreement] | None = None
-    held_samples: int = 0
-    held_back: bool = True
+    exempt: dict[str, str] = field(default_factory=dict)
+    judgement: Judgement | None = None
     runs: list[PassRun] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def sqnr_db(self) -> float | None:
         """The worst output's SQNR; None where it was not measured."""
-        return min((output.sqnr_db for output in self.agreement.values()), default=None) if self.agreement else None
+        return self.judgement.sqnr_db if self.judgement else None
 
 
 @dataclass
@@ -113,7 +104,9 @@ def rewrite(
     ranges: Ranges | None = None,
     samples: int = DEFAULT_SAMPLES,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    min_sqnr: float = DEFAULT_MIN_SQNR,
+    min_sqnr: float | None = None,
+    max_drop: float | None = None,
+    min_speedup: float | None = None,
     after_each: Sequence[AfterEach] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RewriteResult:
@@ -134,16 +127,23 @@ def rewrite(
             only judges the result: on the samples that were held back when the ranges were measured.
         samples: the most samples to calibrate on. As many again at most are held back to measure the agreement.
         batch_size: the most samples to run at once. The result doesn't depend on it.
-        min_sqnr: dB; the least agreement with the original that counts as success.
+        min_sqnr: dB; the least agreement of the output with the original's. Like the two below it is a budget: where
+            the recipe's result misses it, the fewest tensors that help are left in float
+            (`onnxquant.passes.fit_budget`). None: 10 dB, and less is an error. -inf: whatever comes out.
+        max_drop: the most top-1 accuracy to lose, 0.005 for half a point, on all samples that calibration doesn't see;
+            they need labels.
+        min_speedup: the least speed in ONNX Runtime on this machine, relative to the original's; for target
+            onnxruntime.
         after_each: each called with (position, pass, graph) after every pass.
         progress: called with (samples done, samples in all) during calibration.
 
     Raises:
         OnnxquantError: bad input, of whichever kind; the message says what and what to do.
         AccuracyError: the output agrees with the original's less than `min_sqnr`; the message names the worst tensors.
+        BudgetError: no choice of tensors brings the result within what was asked; the message says what came nearest.
     """
     start = time.perf_counter()
-    if samples < 1 or math.isnan(min_sqnr):
+    if samples < 1 or (min_sqnr is not None and math.isnan(min_sqnr)):
         raise OnnxquantError(f"samples must be at least 1 and min_sqnr a number, got {samples} and {min_sqnr}")
     if float_type not in FLOAT_TYPES:
         raise OnnxquantError(f"--float-type {float_type}: unknown; choose one of {', '.join(FLOAT_TYPES)}")
@@ -153,14 +153,26 @@ def rewrite(
     source = load(model)
     original = source.to_proto()
     dataset = open_calibration(source, calibration)
-    calibrating, held = split_held(dataset, samples) if dataset is not None else (None, None)
+    calibrating = held = unseen = None
+    if dataset is not None:
+        calibrating, kept = split_held(dataset, samples)
+        held, unseen = (kept, calibrating.rest()) if len(kept) else (dataset, dataset)
     runtime = load_target(target or (plan.target if plan else DEFAULT_TARGET))
     context = PassContext(
-        source, runtime, calibration=calibrating, ranges=ranges, batch_size=batch_size, progress=progress
+        source,
+        runtime,
+        calibration=calibrating,
+        held=held,
+        unseen=unseen,
+        ranges=ranges,
+        batch_size=batch_size,
+        progress=progress,
     )
+    budget = FitBudget(min_sqnr=min_sqnr, max_drop=max_drop, min_speedup=min_speedup)
 
     if plan is None:
         steps, provided = _deciding_passes(context, recipe, overrides), frozenset[str]()
+        steps += [budget] if budget.limits else []
     else:
         context.plan, provided = plan, frozenset({"plan"})
         steps = [*CANONICAL_PASSES, *([ClassifyBlocks()] if half else []), *_editing_passes(plan)]
@@ -180,12 +192,9 @@ def rewrite(
     report.blocks = context.blocks.count() if context.blocks else {}
     report.quantized = dict(Counter(describe(entry) for entry in context.plan.entries))
     report.bytes_after = rewritten.ByteSize()
-    if dataset is not None and held is not None:
-        report.held_back = len(held) > 0
-        judged = held if report.held_back else dataset
-        # ONNX Runtime computes most of float16 in float32 on a CPU, and would not show what overflows elsewhere.
-        computed = rounded(rewritten) if half else rewritten
-        _judge(report, original, computed, judged, batch_size, min_sqnr, source.name)
+    report.exempt = dict(context.plan.exempt)
+    if held is not None:
+        report.judgement = judge(original, rewritten, context, budget, half)
     report.seconds = time.perf_counter() - start
     return RewriteResult(rewritten, context.plan, report)
 
@@ -274,7 +283,7 @@ def _deciding_passes(context: PassContext, recipe: str, overrides: Sequence[str]
     """The canonical passes and those of the recipe, which the context's plan is marked with."""
     context.plan.recipe, context.plan.target = recipe, context.target.name
     steps = build_passes(load_recipe(recipe), list(overrides))
-    for last in (*FINAL_PASSES, ConvertToFloat16()):
+    for last in (FitBudget(), *FINAL_PASSES, ConvertToFloat16()):
         if any(isinstance(step, type(last)) for step in steps):
             raise OnnxquantError(f"--recipe {recipe}: {last.pass_name()} runs after every recipe; leave it out")
     context.plan.edits = [
@@ -289,32 +298,3 @@ def _require_entries(context: PassContext, runs: Sequence[PassRun]) -> None:
     if not context.plan.entries:
         said = "; ".join(note for run in runs for note in run.result.notes if run.name.startswith("quantize_"))
         raise OnnxquantError(f"{context.model.name}: nothing to quantize ({said or 'the plan is empty'})")
-
-
-def _judge(
-    report: Report,
-    original: onnx.ModelProto,
-    rewritten: onnx.ModelProto,
-    data: Dataset,
-    batch_size: int,
-    min_sqnr: float,
-    name: str,
-) -> None:
-    """Compare the outputs; what the optimised runtime computes is what counts."""
-    fitting = min(batch_size, fitting_batch_size(original, data[0].feeds))
-    report.agreement = compare(original, rewritten, data, batch_size=fitting, per_layer=False).outputs
-    report.held_samples = len(data)
-    sqnr = report.sqnr_db
-    if sqnr is None or sqnr >= min_sqnr:
-        return
-    layers = compare(original, rewritten, data, batch_size=fitting, per_layer=True).layers
-    if sqnr == -math.inf and layers:  # among equals, the first that the model computes comes first
-        raise AccuracyError(
-            f"{name}: the rewritten model overflows: tensor {layers[0].tensor} is the first with NaN or infinite "
-            "values; calibrate on samples that show values as large, or leave out --float-type fp16"
-        )
-    worst = ", ".join(f"{layer.tensor} ({layer.sqnr_db:.1f} dB)" for layer in layers[:WORST_NAMED])
-    raise AccuracyError(
-        f"{name}: the rewritten model's output agrees with the original's to {sqnr:.1f} dB, less than the "
-        f"{min_sqnr:g} dB asked for (--min-sqnr); worst tensors: {worst}; exclude their layers or use more bits"
-    )

@@ -71,6 +71,7 @@ class QuantizationPlan(BaseModel):
         channel_scales: what the channels of an activation are divided by, and the weights that read them multiplied by,
             before any quantizer goes in: by tensor, in the order they are applied (`equalize_channels`).
         entries: in the order they were decided; at most one a tensor.
+        exempt: tensors that a budget left in float, with the reason, as a help to the reader (`fit_budget`).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -81,6 +82,7 @@ class QuantizationPlan(BaseModel):
     edits: list[dict[str, Any]] = []
     channel_scales: dict[str, list[float]] = {}
     entries: list[PlanEntry] = []
+    exempt: dict[str, str] = {}
 
     @field_validator("entries")
     @classmethod

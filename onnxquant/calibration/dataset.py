@@ -129,7 +129,7 @@ def take(dataset: Dataset, n: int) -> Dataset:
     return dataset if n >= len(dataset) else Subset(dataset, _spread(dataset, range(len(dataset)), n))
 
 
-def split_held(dataset: Dataset, n: int) -> tuple[Dataset, Dataset]:
+def split_held(dataset: Dataset, n: int) -> tuple[Subset, Subset]:
     """Data to calibrate on and data to judge the result on: disjoint, each at most `n` samples and evenly spread.
 
     Of fewer than 2 `n` samples a quarter is held back; of a single one, none.

@@ -127,3 +127,8 @@ class Subset(Dataset):
 
     def __getitem__(self, index: int, /) -> Sample:
         return self._dataset[self._indices[index]]
+
+    def rest(self) -> Subset:
+        """The samples of the other data set that aren't among these."""
+        taken = set(self._indices)
+        return Subset(self._dataset, [index for index in range(len(self._dataset)) if index not in taken])

@@ -106,6 +106,23 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, str |
         seen[str(output.absolute())] = option
 
 
+def parse_percent(text: str, option: str) -> float:
+    """``0.5%`` as 0.005.
+
+    Raises:
+        OnnxquantError: it is no percentage from 0 to 100.
+    """
+    from onnxquant.errors import OnnxquantError
+
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not text.endswith("%") or not 0 <= share < 1:
+        raise OnnxquantError(f"{option} {text}: must be a percentage, for example 0.5%")
+    return share
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, drawn on terminals only; give what is yielded (done, total)."""

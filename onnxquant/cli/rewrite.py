@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from onnxquant.calibration.dataset import Dataset
     from onnxquant.pass_manager import AfterEach
-    from onnxquant.pipeline import Report, RewriteResult
+    from onnxquant.pipeline import RewriteResult
 
 PIPE = Path("-")
 """As MODEL stdin, as OUTPUT stdout."""
@@ -57,8 +57,21 @@ def rewrite_command(
     per_class: PerClass = None,
     preprocess: Preprocess = None,
     min_sqnr: Annotated[
-        float, typer.Option(help="Least agreement with the original, in dB; below it nothing is written.")
-    ] = DEFAULT_MIN_SQNR,
+        float | None,
+        typer.Option(
+            show_default=f"{DEFAULT_MIN_SQNR:g}, and nothing is written below it",
+            help="Budget, in dB: least agreement with the original; the fewest tensors that help are left in float.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PERCENT", help="Budget: top-1 accuracy to lose at most, as in 0.5%; needs labelled data."
+        ),
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Budget: least speed in ONNX Runtime here, relative to the original's.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Apply this plan instead of deciding.")] = None,
     ranges: Annotated[
         Path | None, typer.Option(help="Use these ranges, from `onnxquant calibrate`, instead of calibrating.")
@@ -74,7 +87,8 @@ def rewrite_command(
 ) -> None:
     """Quantize a model: ONNX in, ONNX out."""
     from onnxquant.calibration.ranges import Ranges
-    from onnxquant.cli.options import check_outputs, open_data, progress_bar
+    from onnxquant.cli import rewritten
+    from onnxquant.cli.options import check_outputs, open_data, parse_percent, print_json, progress_bar
     from onnxquant.errors import OnnxquantError
     from onnxquant.files import write_text
     from onnxquant.graph.model import load, read_stream, save, save_stream
@@ -90,8 +104,9 @@ def rewrite_command(
     check_outputs(outputs, inputs if overwrite or piped_in else {"MODEL": model, **inputs})
     if plan and (recipe or overrides or ranges):
         raise OnnxquantError("--plan: holds all decisions already; leave out --recipe, --set and --ranges")
-    if not calib and (per_class or preprocess or verify_each):
-        option = "--per-class" if per_class else "--preprocess" if preprocess else "--verify-each"
+    needing: dict[str, object] = {"--per-class": per_class, "--preprocess": preprocess, "--verify-each": verify_each}
+    needing |= {"--max-drop": max_drop, "--min-speedup": min_speedup}
+    if not calib and (option := next((option for option, value in needing.items() if value), None)):
         raise OnnxquantError(f"{option}: needs data; give some with --calib")
     measured = Ranges.from_json(ranges) if ranges else None
     samples = measured.samples if measured else samples
@@ -124,6 +139,8 @@ def rewrite_command(
             samples=samples,
             batch_size=batch_size,
             min_sqnr=min_sqnr,
+            max_drop=parse_percent(max_drop, "--max-drop") if max_drop else None,
+            min_speedup=min_speedup,
             after_each=hooks,
             progress=progress,
         )
@@ -138,9 +155,9 @@ def rewrite_command(
     if report and html:
         write_text(report, html, "--report")
     if as_json:
-        _print_json(result, output)
+        print_json(rewritten.as_json(result.report, output))
     else:
-        _print_table(result.report, output)
+        rewritten.print_table(result.report, "stdout" if piped_out else str(output), stderr=piped_out)
 
 
 def _check_pipes(piped_in: bool, output: Path | None, as_json: bool) -> None:
@@ -171,62 +188,7 @@ def _render_report(
     from onnxquant.report import render_report
 
     data = dataset
-    if dataset is not None and result.report.held_back:
+    if dataset is not None and result.report.judgement and result.report.judgement.held_back:
         data = split_held(dataset, samples)[1]
     with progress_bar("measuring for the report") as progress:
         return render_report(original, result, data, name=name, batch_size=batch_size, progress=progress)
-
-
-def _print_json(result: RewriteResult, output: Path) -> None:
-    from onnxquant.cli.options import print_json
-
-    report = result.report
-    document = {
-        "output": str(output),
-        "blocks": report.blocks,
-        "quantized": report.quantized,
-        "bytes_before": report.bytes_before,
-        "bytes_after": report.bytes_after,
-        "agreement": None
-        if report.agreement is None
-        else {name: agreement.as_dict() for name, agreement in report.agreement.items()},
-        "samples": report.held_samples,
-        "held_back": report.held_back,
-        "passes": [
-            {"name": run.name, "seconds": round(run.seconds, 4), "notes": list(run.result.notes)} for run in report.runs
-        ],
-        "seconds": round(report.seconds, 4),
-    }
-    print_json(document)
-
-
-def _print_table(report: Report, output: Path) -> None:
-    from rich.table import Table
-
-    from onnxquant.cli.options import open_console, shown
-
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column()
-    if report.blocks:
-        table.add_row("blocks", ", ".join(f"{count} {kind}" for kind, count in report.blocks.items()))
-    for label, count in report.quantized.items():
-        table.add_row("quantized", f"{count} x {label}")
-    saved = 1 - report.bytes_after / max(report.bytes_before, 1)
-    change = f"{abs(saved):.0%} {'smaller' if saved >= 0 else 'larger'}"
-    table.add_row("size", f"{report.bytes_before:,} -> {report.bytes_after:,} bytes ({change})")
-    for name, agreement in (report.agreement or {}).items():
-        top1 = agreement.top1_agreement
-        same = "" if top1 is None else f", top-1 agreement {top1:.1%}"
-        kind = "held-back samples" if report.held_back else "samples, which calibration saw too"
-        table.add_row(
-            f"output {shown(name)}",
-            f"SQNR {agreement.sqnr_db:.1f} dB, cosine {agreement.cosine:.5f}{same} on {report.held_samples} {kind}",
-        )
-    if report.agreement is None:
-        table.add_row("output", "agreement not measured: no data (give some with --calib)")
-    for run in report.runs:
-        table.add_row("pass", f"{run.seconds * 1e3:7.0f} ms  {run.name}: {shown('; '.join(run.result.notes))}")
-    written = "stdout" if output == PIPE else shown(str(output))
-    table.add_row("written", f"{written} in {report.seconds:.1f} s")
-    open_console(stderr=output == PIPE).print(table)

@@ -120,6 +120,19 @@ def evaluate(
     return Accuracy(counts.top1 / counts.done, counts.top5 / counts.done, counts.done, counts.seconds, agreement)
 
 
+def require_resolved(dataset: Dataset, drop: float) -> None:
+    """Make sure that a drop of top-1 accuracy by `drop` shows on this data.
+
+    Raises:
+        OnnxquantError: one sample counts for more.
+    """
+    if drop > 0 and len(dataset) * drop < 1:
+        raise OnnxquantError(
+            f"{dataset.name}: {len(dataset)} samples beside those that calibrate can't tell a drop of {drop * 100:g}% "
+            f"in top-1 accuracy; give at least {math.ceil(1 / drop)}"
+        )
+
+
 def _logits(runner: Runner, batch: Batch) -> NDArray[np.floating]:
     output = next(iter(runner.outputs))
     (logits,) = runner.run(batch, [output])

@@ -44,7 +44,6 @@ class QuantizeOnnx(BaseLoader):
         report = result.report
         done = ", ".join(f"{count} x {what}" for what, count in report.quantized.items())
         G_LOGGER.info(f"onnxquant {self._recipe}: {done}; {report.bytes_before:,} -> {report.bytes_after:,} bytes")
-        if report.sqnr_db is not None:
-            kind = "held-back samples" if report.held_back else "samples, which calibration saw too"
-            G_LOGGER.info(f"onnxquant {self._recipe}: SQNR {report.sqnr_db:.1f} dB on {report.held_samples} {kind}")
+        if judgement := report.judgement:
+            G_LOGGER.info(f"onnxquant {self._recipe}: SQNR {judgement.sqnr_db:.1f} dB on {judgement.measured_on}")
         return result.model

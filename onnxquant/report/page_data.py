@@ -24,6 +24,7 @@ from onnxquant.calibration.collector import collect, fitting_batch_size
 from onnxquant.calibration.observers import ChannelMinMax, LastAxisMinMax, Log2Histogram, Observer
 from onnxquant.calibration.samples import Dataset
 from onnxquant.errors import OnnxquantError
+from onnxquant.gate import Judgement
 from onnxquant.graph.convolution import CONVOLUTIONS, LINEAR, to_rows
 from onnxquant.graph.model import Model, load
 from onnxquant.graph.topology import SHAPE_OPS
@@ -169,7 +170,8 @@ class Page:
     @property
     def top1_agreement(self) -> float | None:
         """The worst output's."""
-        shares = [agreement.top1_agreement for agreement in (self.report.agreement or {}).values()]
+        judgement = self.report.judgement
+        shares = [agreement.top1_agreement for agreement in (judgement.agreement if judgement else {}).values()]
         return min((share for share in shares if share is not None), default=None)
 
 
@@ -207,8 +209,8 @@ def gather(
             raise OnnxquantError(f"plan: tensor {entry.tensor} is not in {name}; is the plan for another model?")
     observed, comparison = _measure(original, model, result, found, data, batch_size, progress)
     report, provenance = result.report, _provenance(result.report)
-    if report.agreement is None and comparison is not None and data is not None:
-        report = replace(report, agreement=comparison.outputs, held_samples=len(data))
+    if report.judgement is None and comparison is not None and data is not None:
+        report = replace(report, judgement=Judgement(comparison.outputs, len(data), held_back=True))
         provenance = f"{samples(len(data))} given"
 
     by_tensor = {entry.tensor: entry for entry in result.plan.entries}
@@ -285,11 +287,7 @@ def samples(count: int, adjective: str = "") -> str:
 
 def _provenance(report: Report) -> str:
     """What the agreement was measured on."""
-    if report.agreement is None:
-        return "not measured: no data"
-    if report.held_back:
-        return samples(report.held_samples, "held-back ")
-    return f"{samples(report.held_samples)}, which calibration saw too"
+    return report.judgement.measured_on if report.judgement else "not measured: no data"
 
 
 def _block(number: int, block: Block, by_tensor: dict[str, PlanEntry]) -> BlockRow:

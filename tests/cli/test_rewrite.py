@@ -89,11 +89,45 @@ def test_every_pass_can_be_verified_and_dumped(folder):
 
 
 def test_a_result_below_the_tolerance_is_not_written_and_names_the_worst_tensors(folder):
-    done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "--min-sqnr", "200", cwd=folder)
+    few_bits = ("--recipe", "w8a8", "--set", "quantize_conv_weights.bits=2", "--set", "quantize_activations.bits=2")
+    done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "--target", "tensorrt", *few_bits, cwd=folder)
     assert done.returncode == 3
-    assert "less than the 200 dB asked for (--min-sqnr); worst tensors: " in done.stderr
+    assert "less than 10 dB is not accepted (--min-sqnr); worst tensors: " in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (folder / "model.q.onnx").exists()
+
+
+def test_a_budget_leaves_the_tensors_in_float_that_it_names(folder):
+    done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "--min-sqnr", "60", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    named = [line.split()[3] for line in done.stdout.splitlines() if line.startswith("left in float")]
+    assert named
+    assert "of the noise when quantized alone (--min-sqnr 60)" in done.stdout
+    stored = {tensor.name for tensor in onnx.load(folder / "model.q.onnx").graph.initializer}
+    assert not any(f"{tensor.rstrip(':')}_quantized" in stored for tensor in named)
+
+
+def test_a_budget_beyond_reach_writes_nothing_and_says_what_came_nearest(folder):
+    done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", "--min-sqnr", "300", cwd=folder)
+    assert done.returncode == 3
+    assert "--min-sqnr 300 can't be reached; the best is " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (folder / "model.q.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--max-drop", "0.5"), "--max-drop 0.5: must be a percentage, for example 0.5%"),
+        (("--max-drop", "100%"), "--max-drop 100%: must be a percentage, for example 0.5%"),
+        (("--min-speedup", "1", "--target", "tensorrt"), "--min-speedup 1: measured in ONNX Runtime, which target"),
+    ],
+)
+def test_a_budget_that_cannot_be_judged_is_an_error(folder, options, said):
+    done = onnxquant("rewrite", "model.onnx", "--calib", "calib.npz", *options, cwd=folder)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_input_is_written_over_only_when_asked(folder):

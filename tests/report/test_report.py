@@ -103,10 +103,10 @@ def test_the_numbers_are_those_of_the_rewrite(html, page, hybrid):
     report = hybrid[1].report
     assert page.counts == report.blocks
     assert {chip.label: count for chip, count in page.quantized.items()} == report.quantized
-    (agreement,) = report.agreement.values()
+    (agreement,) = report.judgement.agreement.values()
     for expected in (
         f"SQNR {agreement.sqnr_db:.1f} dB, cosine {agreement.cosine:.5f}, top-1 agreement "
-        f"{agreement.top1_agreement:.1%} on {report.held_samples} held-back samples",
+        f"{agreement.top1_agreement:.1%} on {report.judgement.samples} held-back samples",
         f"{report.bytes_before:,} → {report.bytes_after:,} bytes",
         f"{report.seconds:.1f} s for the rewrite",
         *(f"{count} × {label}" for label, count in report.quantized.items()),
