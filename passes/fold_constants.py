@@ -6,10 +6,11 @@ QuantizeLinear and DequantizeLinear stay as they are.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
-from onnxquant.graph.edit import replace_uses
+from onnxquant.graph.edit import UniqueNames, replace_uses
 from onnxquant.pass_manager import Pass, PassContext, PassResult
 
 RANDOM_OPS = frozenset(
@@ -29,6 +30,7 @@ class FoldConstants(Pass):
 
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
         before = len(graph.nodes)
+        _take_whole_shapes(graph)
         # graphsurgeon folds with sessions of its own, which warn of every oddity.
         ort.set_default_logger_severity(ERROR)
         try:
@@ -43,6 +45,24 @@ class FoldConstants(Pass):
         graph.cleanup()
         removed = before - len(graph.nodes)
         return PassResult(removed > 0, (f"{removed} of {before} nodes folded",) if removed else ("nothing to fold",))
+
+
+def _take_whole_shapes(graph: gs.Graph) -> None:
+    """Give every Shape with a start or end a Slice for it: graphsurgeon 0.6.1 folds such a Shape to the whole shape."""
+    unique = UniqueNames.of_tensors(graph)
+    for node in [node for node in graph.nodes if node.op == "Shape"]:
+        start, end = node.attrs.get("start", 0), node.attrs.get("end", np.iinfo(np.int64).max)
+        if (start, end) == (0, np.iinfo(np.int64).max):
+            continue
+        part = node.outputs[0]
+        whole = gs.Variable(unique(f"{part.name}_whole"), np.int64)
+        bounds = [
+            gs.Constant(unique(f"{part.name}_{side}"), np.array([bound], np.int64))
+            for side, bound in (("start", start), ("end", end))
+        ]
+        node.attrs, node.outputs = {}, [whole]
+        graph.nodes.append(gs.Node("Slice", f"{node.name}_part", inputs=[whole, *bounds], outputs=[part]))
+    graph.toposort(mode="nodes")
 
 
 def _fold(graph: gs.Graph) -> None:

@@ -1,6 +1,7 @@
 """Constants end as initializers, Identity nodes vanish, the interface of the graph stays."""
 
 import numpy as np
+import pytest
 from onnxquant.passes.fold_constants import FoldConstants
 
 from onnxquant.graph.model import load
@@ -70,3 +71,19 @@ def test_a_quantized_weight_is_left_quantized():
         zero=np.int8(0),
     )
     assert op_types(folded(proto)) == ["DequantizeLinear", "MatMul"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"), [("start = 1, end = 2", [3]), ("start = -2", [3, 4]), ("", [2, 3, 4])]
+)
+def test_part_of_a_static_shape_folds_to_that_part(attributes, expected):
+    shape = f"Shape <{attributes}>" if attributes else "Shape"
+    proto = parse(f"g (float[2, 3, 4] x) => (int64[n] y) {{ y = {shape} (x) }}")
+    result = folded(proto)
+    (y,) = run(result, x=np.zeros((2, 3, 4), np.float32))
+    assert y.tolist() == run(proto, x=np.zeros((2, 3, 4), np.float32))[0].tolist() == expected
+
+
+def test_part_of_a_dynamic_shape_is_computed():
+    proto = parse("g (float[n, 3, 4] x) => (int64[m] y) { y = Shape <end = 2> (x) }")
+    assert run(folded(proto), x=np.zeros((5, 3, 4), np.float32))[0].tolist() == [5, 3]
