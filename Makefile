@@ -42,8 +42,8 @@ $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.dev: requirements/dev.lock | $(VENV)/.venv
-	$(VENV)/bin/pip install -q -r requirements/dev.lock
+$(VENV)/.dev: requirements/dev.lock requirements/search.txt | $(VENV)/.venv
+	$(VENV)/bin/pip install -q -r requirements/dev.lock -r requirements/search.txt
 	touch $@
 
 $(VENV)/.onnxquant: $(SOURCES) requirements/dev.lock | $(VENV)/.venv
