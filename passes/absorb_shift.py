@@ -54,11 +54,13 @@ class AbsorbShift(Pass):
             seen = context.observed(entry.tensor, Histogram)
             if entry.role == "weight" or not isinstance(quantizer, UniformQuantizer) or seen is None:
                 continue
-            if entry.consumers is None or not all(
-                takes_bias(node, tensor) for node in tensor.outputs if node.name in entry.consumers
-            ):
+            adds = {node.name for node in tensor.outputs if node.op == "Add"}
+            layers = [name for name in entry.consumers or () if name not in adds]
+            if not layers or not all(takes_bias(node, tensor) for node in tensor.outputs if node.name in layers):
                 continue
-            shifted += self._shift(entry, quantizer, seen)
+            if self._shift(entry, quantizer, seen):
+                entry.consumers = layers  # a residual Add has no bias: it reads the value as it is
+                shifted += 1
         return PassResult(False, (f"{shifted} activations shifted into a symmetric range",))
 
     def _shift(self, entry: PlanEntry, quantizer: UniformQuantizer, seen: Histogram) -> bool:

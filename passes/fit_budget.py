@@ -274,6 +274,8 @@ def _without(entries: Entries, exempt: Collection[str], graph: gs.Graph) -> Entr
         tensor, consumers = tensors[entry.tensor], entry.consumers
         if consumers is not None:
             consumers = [name for name in consumers if name not in float_layers]
+            if all(node.op == "Add" for node in tensor.outputs if node.name in consumers):
+                consumers = []  # a residual shares the codes of a layer, and gains nothing by codes of its own
         elif entry.role == "activation" and _writer(tensor) in float_layers:
             consumers = [node.name for node in tensor.outputs if node.name in integer_layers]
         if consumers != []:

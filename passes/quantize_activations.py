@@ -3,6 +3,10 @@
 Where quantizers go is the target's `placement`. Everywhere: a layer whose weight the plan quantizes reads a quantized
 activation, and so does a MatMul of two activations; whoever else reads the same value, a residual Add or a SiLU, keeps
 the original. One scale a tensor: no runtime has integer kernels for more.
+
+A convolution whose output goes into a residual Add is fused with it, and what the Add reads besides sets the type that
+the fused layer reads and writes. Where the target wants it, such an Add reads codes that a layer reads anyway. Adds of
+attention and MLP blocks never do: the outliers that a transformer carries along would be clipped or take all codes.
 """
 
 from __future__ import annotations
@@ -67,11 +71,30 @@ class QuantizeActivations(Pass):
                 readers[tensor.name] = None
             elif others is not None and not (others and others[-1] is node):
                 others.append(node)
+        if context.target.placement.skips:
+            self._share_with_skips(graph, readers, context)
         if not readers:
             return PassResult(False, ("no activation that a quantized layer reads",))
         for name, nodes in readers.items():
             context.plan.add(self._decide(name, nodes, symmetric, context))
         return PassResult(False, (f"{len(readers)} activations to {self.bits} bits, ranges by {self.range}",))
+
+    def _share_with_skips(
+        self, graph: gs.Graph, readers: dict[str, list[gs.Node] | None], context: PassContext
+    ) -> None:
+        """Add the residual Adds behind integer convolutions to the readers of their skips, if these have any."""
+        topology = Topology(graph)
+        integer = {id(node) for nodes in readers.values() for node in nodes or ()}
+        for position, skip in topology.skips.items():
+            add, shared = topology.nodes[position], readers.get(skip.name)
+            branch = next(tensor for tensor in add.inputs if tensor is not skip)
+            layer = topology.producer(branch)
+            if shared is None or layer is None or len(branch.outputs) > 1 or id(topology.nodes[layer]) not in integer:
+                continue
+            block = context.blocks.of(topology.nodes[layer]) if context.blocks else None
+            in_transformer = block is not None and block.kind in ("attention", "mlp")
+            if topology.op(layer) == "Conv" and topology.is_linear(layer) and not in_transformer:
+                shared.append(add)
 
     def _decide(self, tensor: str, nodes: list[gs.Node] | None, symmetric: bool, context: PassContext) -> PlanEntry:
         seen = context.observed(tensor, Histogram)

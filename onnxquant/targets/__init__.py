@@ -38,6 +38,7 @@ class Placement(BaseModel):
         inputs_of: operators whose activations are quantized.
         outputs_of: operators that have an integer kernel only if what they write is quantized too.
         products: whether MatMuls of two activations are quantized.
+        skips: whether a residual Add that follows a convolution reads codes, where a layer reads those of its skip.
         least_intensity: multiplications for each value read and written that a convolution has to do for its integer
             kernel to make up for quantizing and dequantizing around it.
         least_weights: the same for linear layers: weights they have at least.
@@ -51,6 +52,7 @@ class Placement(BaseModel):
     inputs_of: tuple[str, ...]
     outputs_of: tuple[str, ...] = ()
     products: bool = False
+    skips: bool = False
     least_intensity: float = 0
     least_weights: int = 0
     gemm: bool = False

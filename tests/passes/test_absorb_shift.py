@@ -125,3 +125,22 @@ def test_the_bias_is_made_of_the_weights_as_they_are_quantized():
     (expected,) = run(proto, x=data)
     shifted, plain = (run(w8a8(proto, data, "tensorrt", coarse, *off).model, x=data)[0] for off in ((), (OFF,)))
     assert np.abs((shifted - expected).mean()) < 1.5 * np.abs((plain - expected).mean()) + 1e-3
+
+
+def test_a_residual_add_reads_the_value_itself_where_its_layer_reads_a_shifted_one():
+    text = """
+        model (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {
+            stream = Relu (x)
+            wide = Conv <kernel_shape = [1, 1]> (stream, first)
+            bent = Relu (wide)
+            branch = Conv <kernel_shape = [1, 1]> (bent, second)
+            y = Add (branch, stream)
+        }
+    """
+    proto = parse(text, first=normal(16, 8, 1, 1), second=normal(8, 16, 1, 1))
+    for overrides, shared in ((), False), ((OFF,), True):
+        result = w8a8(proto, normal(8, 8, 6, 6), "tensorrt", *overrides)
+        add = next(node for node in result.model.graph.node if node.op_type == "Add")
+        assert ("stream" not in add.input) is shared
+        entry = next(entry for entry in result.plan.entries if entry.tensor == "stream")
+        assert (entry.shift is None) is shared
