@@ -21,17 +21,14 @@ from onnxquant.graph.bias import add_to_bias, takes_bias, weight_sums
 from onnxquant.graph.convolution import (
     CONVOLUTIONS,
     WEIGHTED,
-    from_rows,
     input_channels,
     output_channel_axis,
-    tap_mean,
-    to_rows,
 )
 from onnxquant.graph.edit import UniqueNames, replace_uses
 from onnxquant.graph.log2_functions import DOMAIN, add_log2_functions
+from onnxquant.graph.weight_codes import weight_codes
 from onnxquant.pass_manager import Pass, PassContext, PassResult
 from onnxquant.plan import PlanEntry
-from onnxquant.quantizers import rounding
 from onnxquant.quantizers.log2 import Log2Quantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.targets import Target
@@ -253,7 +250,7 @@ class _Inserter:
     def _codes_of(self, weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuantizer) -> NDArray[np.floating]:
         """A weight's codes, which a shift of what its layer reads asks for too."""
         if entry.tensor not in self._codes:
-            self._codes[entry.tensor] = _codes(weight, entry, quantizer)
+            self._codes[entry.tensor] = weight_codes(weight, entry, quantizer)
         return self._codes[entry.tensor]
 
     def _first_reader(self, tensor: gs.Tensor, readers: list[gs.Node] | None = None) -> int:
@@ -277,19 +274,3 @@ def _pads(layer: gs.Node) -> tuple[int, ...]:
         return ()
     rank = len(layer.inputs[1].shape) - 2
     return tuple(layer.attrs.get("pads", [0] * (2 * rank)))
-
-
-def _codes(weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuantizer) -> NDArray[np.floating]:
-    values = weight.values.astype(np.float32)
-    if entry.rounding is None or entry.rounding.mode == "nearest":
-        return quantizer.quantize(values)
-    layer = weight.outputs[0]
-    zero_point = quantizer.along_axis(quantizer.zero_point, values)
-    means = entry.rounding.channel_mean
-    rows = rounding.sum_preserving(
-        to_rows(layer, quantizer.scaled(values)),
-        to_rows(layer, quantizer.along_axis(quantizer.scale, values)),
-        [to_rows(layer, bound - zero_point) for bound in quantizer.code_range],
-        1.0 if means is None else to_rows(layer, tap_mean(layer, np.asarray(means))),
-    )
-    return from_rows(layer, rows) + zero_point

@@ -27,7 +27,7 @@ def test_a_recipe_of_ones_own_is_a_file(tmp_path):
         '[[pass]]\nname = "classify_blocks"\n[[pass]]\nname = "quantize_conv_weights"\nbits = 6\n'
         '[[rule]]\nkind = "bridge"\nop_type = "Conv"\nname = "^Conv_0$"\n'
     )
-    result = rewrite(attention(), recipe=str(path), min_sqnr=0)
+    result = rewrite(attention(), recipe=str(path))
     assert result.report.quantized == {"weight, uniform 6 bit (emulated: stored in 8)": 2}
     assert result.report.blocks["bridge"] == 1
 
@@ -81,5 +81,5 @@ def test_a_wrong_recipe_is_named(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are():
-    with pytest.raises(OnnxquantError, match="--recipe efficient: unknown; choose one of efficientquant, "):
+    with pytest.raises(OnnxquantError, match=r"--recipe efficient: unknown; choose one of .*efficientquant, "):
         load_recipe("efficient")

@@ -41,8 +41,9 @@ QUICK = {  # the smallest of every family, where it is small; the others take to
     "mobileone_s0",
     "repvit_m0_9",
 }
-NEED_DATA = {"efficientquant-int8", "w8a8"}
+NEED_DATA = {"efficientquant-int8", "w8a8", "minmax", "easyquant", "q-hyvit"}
 """Recipes that quantize activations, which takes data, and time; the others do without ranges."""
+BRIEF = [f"search_scales.{option}" for option in ("candidates=10", "rounds=1", "places=64", "images=1")]
 QUICK_WITH_DATA = {"mobilevit_xxs", "mobilevitv2_050", "efficientformer_l1", "efficientformerv2_s0", "deit_t"}
 GRAPHS = [
     pytest.param(name, exporter, marks=[] if name in QUICK else [pytest.mark.slow]) for name, exporter in FIXTURES
@@ -73,11 +74,18 @@ def for_each_recipe_and_target():
         name, marks = graph.values[0], graph.marks
         if name not in QUICK and recipe != DEFAULT_RECIPE:
             continue
-        if recipe in NEED_DATA and name not in QUICK_WITH_DATA:
+        targets = ("onnxruntime", "tensorrt") if name in QUICK else ("portable",)
+        if recipe in ("easyquant", "minmax"):
+            continue  # the passes are those of q-hyvit
+        if recipe == "q-hyvit":
+            targets, marks = targets[-1:], [pytest.mark.slow]
+            if graph.values[1] == "torchscript":
+                continue
+        elif recipe in NEED_DATA and name not in QUICK_WITH_DATA:
             if recipe != "w8a8":
                 continue
             marks = [pytest.mark.slow]
-        for target in ("onnxruntime", "tensorrt") if name in QUICK else ("portable",):
+        for target in targets:
             yield pytest.param(*graph.values, target, recipe, marks=marks)
 
 
@@ -114,7 +122,10 @@ def test_attention_and_bridges_are_those_of_the_table_with_names_and_without(nam
 def test_every_recipe_gives_a_model_that_its_target_takes(name, exporter, target, recipe):
     image = np.random.default_rng(0).standard_normal((1, 3, *ZOO[name].preprocessing.input_size), np.float32)
     data = image if recipe in NEED_DATA else None
-    result = rewrite(fixture(name, exporter), recipe=recipe, calibration=data, target=target, min_sqnr=-math.inf)
+    brief = BRIEF if recipe == "q-hyvit" else ()
+    result = rewrite(
+        fixture(name, exporter), recipe=recipe, calibration=data, target=target, overrides=brief, min_sqnr=-math.inf
+    )
     assert result.report.blocks.get("attention", 0) == ZOO[name].attention
     rewritten = result.model.SerializeToString()
     session = ort.InferenceSession(rewritten, providers=["CPUExecutionProvider"])

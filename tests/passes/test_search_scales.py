@@ -1,0 +1,185 @@
+"""search_scales: each quantizer becomes the one that the loss minds least, within what the target takes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from onnxquant import rewrite
+from onnxquant.errors import OnnxquantError
+from onnxquant.graph.model import load
+from onnxquant.measure.metrics import sqnr_db
+from onnxquant.pipeline import canonicalise
+from onnxquant.search.layers import Weighted, layer_of
+from onnxquant.search.objective import quantized_for, quantized_weights
+from onnxquant.torch_graph import TorchGraph
+from tests.graphs import attention, images, parse, run
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def search(proto, data, target="tensorrt", **options):
+    chosen = {"candidates": 50, "rounds": 1, **options}
+    overrides = tuple(f"search_scales.{name}={value}" for name, value in chosen.items())
+    return rewrite(
+        proto, recipe="q-hyvit", calibration=data, target=target, overrides=overrides, min_sqnr=-np.inf, samples=16
+    )
+
+
+def entry(result, tensor):
+    return next(entry for entry in result.plan.entries if entry.tensor == tensor)
+
+
+def note(result):
+    return next("; ".join(run.result.notes) for run in result.report.runs if run.name == "search_scales")
+
+
+LINEAR = "model (float[N, 8] x) => (float[N, 4] y) { y = MatMul (x, w) }"
+
+CONVOLUTIONS = """
+    model (float[N, 4, 8, 8] image) => (float[N, 6, 8, 8] y) {
+        a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (image, first, bias)
+        gate = Sigmoid (a)
+        silu = Mul (a, gate)
+        y = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (silu, second)
+    }
+"""
+
+
+def convolutions():
+    first = normal(8, 4, 3, 3) * np.linspace(0.05, 2, 8, dtype=np.float32).reshape(8, 1, 1, 1)
+    return parse(CONVOLUTIONS, first=first, bias=normal(8), second=normal(6, 8, 3, 3))
+
+
+def test_an_outlier_is_clipped_where_that_costs_less_than_coarse_steps():
+    x = normal(400, 8)
+    x[:, 0] /= 100
+    x[7, 0] = 30.0  # meets a small weight
+    weight = normal(8, 4)
+    weight[0] /= 100
+    few = {"samples": 400, "overrides": ("quantize_activations.bits=4",), "target": "tensorrt", "min_sqnr": -np.inf}
+    searched = rewrite(parse(LINEAR, w=weight), recipe="q-hyvit", calibration=x, **few)
+    plain = rewrite(parse(LINEAR, w=weight), recipe="minmax", calibration=x, **few)
+    assert entry(plain, "x").quantizer.scale * 7 == pytest.approx(30)
+    assert entry(searched, "x").quantizer.scale * 7 < 10
+
+
+def test_errors_count_where_the_loss_minds_them():
+    """The second class is always far behind: its logit's error changes nothing, and its weights may be coarse."""
+    weight = normal(8, 3)
+    text = "model (float[N, 8] x) => (float[N, 3] y) { z = MatMul (x, w) y = Add (z, far) }"
+    coarse = {"granularity": '["layer"]', "schemes": '["symmetric"]'}
+    weight[:, 1] *= 20
+    proto = parse(text, w=weight, far=np.array([0, -400, 0], np.float32))
+    steps = {
+        metric: float(entry(search(proto, normal(32, 8), metric=metric, **coarse), "w").quantizer.scale)
+        for metric in ("hessian", "mse")
+    }
+    assert steps["hessian"] < steps["mse"] / 2
+
+
+@pytest.mark.parametrize(
+    ("target", "unsigned", "shifted"),
+    [("onnxruntime", True, False), ("tensorrt", False, True), ("portable", False, True)],
+)
+def test_skewed_activations_get_a_zero_point_or_a_shift_where_there_is_none(target, unsigned, shifted):
+    text = "model (float[N, 64] x) => (float[N, 64] y) { y = MatMul (x, w) }"
+    result = search(parse(text, w=normal(64, 64)), np.abs(normal(32, 64)) + 3, target, metric="mse")
+    found = entry(result, "x")
+    assert (not found.quantizer.signed) == unsigned
+    assert (found.shift is not None) == shifted
+    if unsigned:
+        assert found.quantizer.zero_point == 0
+    else:
+        assert "has no zero-points: weights symmetric, activations shifted" in note(result)
+
+
+def test_symmetric_alone_stays_symmetric():
+    found = entry(search(parse(LINEAR, w=normal(8, 4)), np.abs(normal(32, 8)) + 3, schemes='["symmetric"]'), "x")
+    assert found.shift is None
+    assert (found.quantizer.signed, int(found.quantizer.zero_point)) == (True, 0)
+
+
+@pytest.mark.parametrize(("granularity", "scales"), [('["layer"]', 1), ('["channel"]', 8), ('["layer", "channel"]', 8)])
+def test_channels_of_unequal_size_get_a_scale_each_unless_told_otherwise(granularity, scales):
+    result = search(convolutions(), normal(8, 4, 8, 8), granularity=granularity)
+    assert entry(result, "first").quantizer.scale.size == scales
+
+
+def test_a_seed_gives_the_same_plan_again_and_another_seed_another():
+    proto = convolutions()
+    plans = [search(proto, normal_images(), places=40, seed=seed).plan.to_json() for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def normal_images():
+    return np.random.default_rng(5).standard_normal((8, 4, 8, 8)).astype(np.float32)
+
+
+def simulated(proto, result, **feeds):
+    """What the search computes with: float layers in torch that read fake-quantized values."""
+    model = load(proto)
+    canonicalise(model)
+    state = {entry.tensor: entry for entry in result.plan.entries}
+    layers = [layer for layer in map(layer_of, model.graph.nodes) if layer is not None]
+    changed = {
+        layer.right: layer.as_weight(quantized_weights(layer, state[layer.right]))
+        for layer in layers
+        if isinstance(layer, Weighted)
+    }
+    whole = [each for each in state.values() if each.role == "activation" and each.consumers is None]
+    transforms = {each.tensor: lambda value, each=each: quantized_for(None, value, each) for each in whole}
+    transforms |= {
+        layer.left: lambda value, layer=layer: quantized_for(layer.node, value, state.get(layer.left))
+        for layer in layers
+    }
+    graph = TorchGraph(model)
+    with torch.no_grad():
+        return graph.run({**feeds, **changed}, transforms=transforms)[graph.outputs[0]].numpy()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_the_runtime_computes_what_the_search_did(target, bits):
+    proto, x = convolutions(), normal_images()
+    overrides = [f"{name}.bits={bits}" for name in ("quantize_conv_weights", "quantize_activations")]
+    overrides += ["search_scales.candidates=20", "quantize_conv_weights.where=all"]
+    result = rewrite(
+        proto, recipe="q-hyvit", calibration=x, target=target, overrides=overrides, samples=4, min_sqnr=-np.inf
+    )
+    assert sqnr_db(simulated(proto, result, image=x), run(result.model, image=x)[0]) > 40
+
+
+def test_a_search_needs_data():
+    with pytest.raises(OnnxquantError, match=r"search_scales|--calib"):
+        rewrite(convolutions(), recipe="q-hyvit", target="tensorrt")
+
+
+def test_attention_is_searched_on_both_sides_of_its_products():
+    result = search(attention(), images(16), places=64)
+    names = {entry.tensor for entry in result.plan.entries}
+    assert {"q", "kt", "v", "probs"} <= names
+    assert "9 activations" in note(result)
+    assert result.report.sqnr_db > 15
+
+
+def test_bridges_are_judged_by_their_last_layer():
+    """In the demo's model, whose bridges are found; alone, the first layer of one would get other scales."""
+    demo = Path(__file__).parents[2] / "models" / "demo"
+    model, data = demo / "mobilevit_xxs_digits.onnx", str(demo / "digits_train.npz")
+    few = {"candidates": 10, "places": 64, "images": 2}
+    together, alone = (search(model, data, bridges=str(bridges).lower(), **few) for bridges in (True, False))
+    load_blocks = together.report.blocks
+    assert load_blocks["bridge"] == 3
+    changed = [
+        a.node
+        for a, b in zip(together.plan.entries, alone.plan.entries, strict=True)
+        if a.role == "weight" and a.quantizer.scale.tolist() != b.quantizer.scale.tolist()
+    ]
+    assert changed
+    assert all("conv_kxk" in node or "conv_1x1" in node for node in changed)
