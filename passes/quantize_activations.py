@@ -23,13 +23,17 @@ from pydantic import Field
 from onnxquant.calibration.histogram import Histogram
 from onnxquant.calibration.range_methods import DEFAULT_PERCENTILE, RangeMethod, find_range
 from onnxquant.errors import OnnxquantError
-from onnxquant.graph.topology import Topology
+from onnxquant.graph.convolution import WEIGHTED
+from onnxquant.graph.topology import NORMS, Topology
 from onnxquant.pass_manager import Observation, Pass, PassContext, PassResult
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.targets.placement import runs_on_integers
 
 FLOATS = (np.float32, np.float16)
+
+FLOAT_READERS = NORMS | {"Softmax"}
+"""Operators that have no integer kernel worth its name; full quantization is for accelerators that have."""
 
 
 class QuantizeActivations(Pass):
@@ -41,6 +45,8 @@ class QuantizeActivations(Pass):
         percentile: for range=percentile.
         scheme: asymmetric (uint8 and a zero-point), symmetric (int8, zero-point 0), or what the target takes.
         blocks: kinds of blocks to quantize in; empty for all.
+        full: quantize what Softmax and the norms read as well, as Q-HyViT's full quantization does. No runtime gains
+            speed by it.
         exclude: regular expressions on node names and module scopes; what matching layers read stays in float.
     """
 
@@ -49,6 +55,7 @@ class QuantizeActivations(Pass):
     percentile: Annotated[float, Field(gt=50, le=100)] = DEFAULT_PERCENTILE
     scheme: Literal["auto", "asymmetric", "symmetric"] = "auto"
     blocks: tuple[str, ...] = ()
+    full: bool = False
     exclude: tuple[re.Pattern[str], ...] = ()
 
     requires: ClassVar[frozenset[str]] = frozenset({"blocks", "observations"})
@@ -63,8 +70,8 @@ class QuantizeActivations(Pass):
         taken = {entry.tensor for entry in context.plan.entries if entry.role == "activation"}
         readers: dict[str, list[gs.Node] | None] = {}
         for tensor, node, is_read in self._places(graph, context):
-            weight = node.inputs[1]
-            if tensor.name in taken or (isinstance(weight, gs.Constant) and weight.name not in weights):
+            constant = node.op in WEIGHTED and isinstance(node.inputs[1], gs.Constant)
+            if tensor.name in taken or (constant and node.inputs[1].name not in weights):
                 continue  # a float weight would be multiplied in float
             others = readers.setdefault(tensor.name, [])
             if not is_read:  # the whole value is integer, whoever reads it
@@ -117,6 +124,10 @@ class QuantizeActivations(Pass):
         """Every activation that is to be quantized, with a layer and whether that reads it, or writes it."""
         placement, topology = context.target.placement, Topology(graph)
         for node in topology.nodes:
+            if self.full and node.op in FLOAT_READERS and self._wanted(node, context):
+                if topology.is_activation(node.inputs[0]) and node.inputs[0].dtype in FLOATS:
+                    yield node.inputs[0], node, True
+                continue
             if not runs_on_integers(node, placement) or not self._wanted(node, context):
                 continue
             read = node.inputs[:1] if isinstance(node.inputs[1], gs.Constant) else node.inputs[:2]

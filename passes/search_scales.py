@@ -18,6 +18,7 @@ of each layer a sample of places is looked at, with a fifth of the candidates sp
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import onnx_graphsurgeon as gs
@@ -44,6 +45,7 @@ class SearchScales(Pass):
         places: of each layer, looked at over all samples.
         images: that bridges are judged on.
         seed: of the places and of the classes drawn.
+        resume: file to keep the state in, and to go on from if it is there; removed at the end.
     """
 
     metric: Literal["hessian", "mse", "cosine"] = "hessian"
@@ -57,6 +59,7 @@ class SearchScales(Pass):
     places: Annotated[int, Field(ge=1)] = 1024
     images: Annotated[int, Field(ge=1)] = 8
     seed: int = 0
+    resume: Path | None = None
 
     requires: ClassVar[frozenset[str]] = frozenset({"blocks", "observations", "plan"})
 

@@ -41,7 +41,7 @@ QUICK = {  # the smallest of every family, where it is small; the others take to
     "mobileone_s0",
     "repvit_m0_9",
 }
-NEED_DATA = {"efficientquant-int8", "w8a8", "minmax", "easyquant", "q-hyvit"}
+NEED_DATA = {"efficientquant-int8", "w8a8", "minmax", "easyquant", "ptq4vit", "q-hyvit", "q-hyvit-full"}
 """Recipes that quantize activations, which takes data, and time; the others do without ranges."""
 BRIEF = [f"search_scales.{option}" for option in ("candidates=10", "rounds=1", "places=64", "images=1")]
 QUICK_WITH_DATA = {"mobilevit_xxs", "mobilevitv2_050", "efficientformer_l1", "efficientformerv2_s0", "deit_t"}
@@ -75,7 +75,7 @@ def for_each_recipe_and_target():
         if name not in QUICK and recipe != DEFAULT_RECIPE:
             continue
         targets = ("onnxruntime", "tensorrt") if name in QUICK else ("portable",)
-        if recipe in ("easyquant", "minmax"):
+        if recipe in ("easyquant", "minmax", "ptq4vit", "q-hyvit-full"):
             continue  # the passes are those of q-hyvit
         if recipe == "q-hyvit":
             targets, marks = targets[-1:], [pytest.mark.slow]

@@ -27,13 +27,34 @@ from onnxquant.preprocessing import Preprocessing, classes_from_metadata
 
 RESULTS = Path(__file__).parents[1] / "models" / "paper_results.csv"
 
-RECIPES: dict[str, Callable[[str, str], tuple[str, list[str]]]] = {
-    "EfficientQuant": lambda weight_bits, activation_bits: (
-        "efficientquant",
-        [f"quantize_conv_weights.bits={weight_bits}", f"quantize_softmax_log2.bits={activation_bits}"],
-    ),
+
+def efficientquant(weight_bits: str, activation_bits: str, _: str) -> list[str]:
+    return [f"quantize_conv_weights.bits={weight_bits}", f"quantize_softmax_log2.bits={activation_bits}"]
+
+
+def every_layer(weight_bits: str, activation_bits: str, _: str) -> list[str]:
+    weights = [f"quantize_{kind}_weights.bits={weight_bits}" for kind in ("conv", "linear")]
+    return [*weights, f"quantize_activations.bits={activation_bits}"]
+
+
+def ablation(weight_bits: str, activation_bits: str, setting: str) -> list[str]:
+    """Q-HyViT, Table 3: without the hybrid objective each layer is judged by itself, as in PTQ4ViT."""
+    choices = dict(choice.split("=") for choice in setting.split(";"))
+    granularity = '["layer", "channel"]' if choices["granularity"] == "yes" else '["layer"]'
+    schemes = '["symmetric", "asymmetric"]' if choices["scheme"] == "yes" else '["symmetric"]'
+    options = {"granularity": granularity, "schemes": schemes}
+    options["bridges"] = str(choices["scale_factor"] == "yes").lower()
+    searched = [f"search_scales.{name}={value}" for name, value in options.items()]
+    return [*every_layer(weight_bits, activation_bits, setting), *searched]
+
+
+RECIPES: dict[str, tuple[str, str, Callable[[str, str, str], list[str]]]] = {
+    "EfficientQuant": ("efficientquant", "onnxruntime", efficientquant),
+    "EasyQuant": ("easyquant", "reference", every_layer),
+    "Q-HyViT": ("q-hyvit", "reference", every_layer),
+    "Q-HyViT ablation": ("q-hyvit", "reference", ablation),
 }
-"""A paper's method -> our recipe and its options, given the bits of weights and activations."""
+"""A paper's method -> our recipe, target and options, given the bits of weights and activations and the setting."""
 
 NOT_MEASURED = "not measured"
 
@@ -47,6 +68,7 @@ class Measurements:
         data: labelled images; without them nothing is measured.
         calib_per_class: positions of each class to calibrate on.
         per_class: positions of each class to evaluate on.
+        searching: options of `search_scales`, ``name=value``.
     """
 
     def __init__(
@@ -56,12 +78,14 @@ class Measurements:
         data: str | None,
         calib_per_class: slice | None,
         per_class: slice | None,
+        searching: list[str],
     ) -> None:
+        self._searching = [f"search_scales.{option}" for option in searching]
         self._models, self._calib, self._data = models, calib, data
         self._calib_per_class, self._per_class = calib_per_class, per_class
         self.top1 = cache(self._top1)
 
-    def _top1(self, model: str, method: str, weight_bits: str, activation_bits: str) -> float | None:
+    def _top1(self, model: str, method: str, weight_bits: str, activation_bits: str, setting: str) -> float | None:
         """None where it can't be measured."""
         path = self._models.get(model)
         if path is None or self._data is None or (method != "FP32" and method not in RECIPES):
@@ -69,9 +93,14 @@ class Measurements:
         held = self._open(path, self._data, self._per_class)
         if method == "FP32":
             return 100 * evaluate(path, held).top1
-        recipe, options = RECIPES[method](weight_bits, activation_bits)
+        recipe, target, options = RECIPES[method]
+        overrides = [*options(weight_bits, activation_bits, setting), *self._searching]
+        if recipe == "efficientquant":
+            overrides = options(weight_bits, activation_bits, setting)
         calibration = self._open(path, self._calib, self._calib_per_class) if self._calib else None
-        result = rewrite(path, recipe=recipe, overrides=options, calibration=calibration, min_sqnr=-math.inf)
+        result = rewrite(
+            path, recipe=recipe, target=target, overrides=overrides, calibration=calibration, min_sqnr=-math.inf
+        )
         return 100 * evaluate(result.model, held).top1
 
     def _open(self, path: Path, source: str, per_class: slice | None) -> Dataset:
@@ -87,7 +116,7 @@ def print_table(name: str, rows: list[dict[str, str]], measurements: Measurement
     for row in rows:
         ours = None
         if row["metric"] == "Top-1 (%)":
-            ours = measurements.top1(row["model"], row["method"], row["wbits"], row["abits"])
+            ours = measurements.top1(row["model"], row["method"], row["wbits"], row["abits"], row["setting"])
         measured = (NOT_MEASURED, "") if ours is None else (f"{ours:.2f}", f"{ours - float(row['value']):+.2f}")
         bits = f"{row['wbits']}/{row['abits']}" if row["wbits"] else ""
         cells = [row["model"], row["method"], bits, row["setting"], row["metric"], row["value"], *measured]
@@ -109,6 +138,7 @@ def main() -> None:
     parser.add_argument("--data", help="labelled images to measure top-1 on")
     parser.add_argument("--calib-per-class", type=parse_slice)
     parser.add_argument("--per-class", type=parse_slice)
+    parser.add_argument("--search", action="append", default=[], metavar="OPTION=VALUE", help="of search_scales")
     args = parser.parse_args()
 
     tables: dict[str, list[dict[str, str]]] = {}
@@ -120,7 +150,9 @@ def main() -> None:
     known = {row["model"] for rows in tables.values() for row in rows}
     if unknown := [name for name, _ in args.model if name not in known]:
         parser.error(f"--model {unknown[0]}: no table has a model of that name")
-    measurements = Measurements(dict(args.model), args.calib, args.data, args.calib_per_class, args.per_class)
+    measurements = Measurements(
+        dict(args.model), args.calib, args.data, args.calib_per_class, args.per_class, args.search
+    )
     for name in [args.table] if args.table else tables:
         print_table(name, tables[name], measurements)
 

@@ -76,6 +76,9 @@ def rewrite_command(
     ranges: Annotated[
         Path | None, typer.Option(help="Use these ranges, from `onnxquant calibrate`, instead of calibrating.")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Keep a search's state in this file, and go on from it after an interruption.")
+    ] = None,
     plan_out: Annotated[Path | None, typer.Option(help="Write the plan, as JSON.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report, as one HTML page.")] = None,
     verify_each: Annotated[
@@ -102,8 +105,8 @@ def rewrite_command(
     inputs = {"--calib": calib, "--plan": plan, "--ranges": ranges, "--recipe": recipe}
     outputs = {"-o": None if piped_out else output, "--plan-out": plan_out, "--report": report}
     check_outputs(outputs, inputs if overwrite or piped_in else {"MODEL": model, **inputs})
-    if plan and (recipe or overrides or ranges):
-        raise OnnxquantError("--plan: holds all decisions already; leave out --recipe, --set and --ranges")
+    if plan and (recipe or overrides or ranges or resume):
+        raise OnnxquantError("--plan: holds all decisions already; leave out --recipe, --set, --ranges and --resume")
     needing: dict[str, object] = {"--per-class": per_class, "--preprocess": preprocess, "--verify-each": verify_each}
     needing |= {"--max-drop": max_drop, "--min-speedup": min_speedup}
     if not calib and (option := next((option for option, value in needing.items() if value), None)):
@@ -133,7 +136,7 @@ def rewrite_command(
             calibration=dataset,
             target=target,
             float_type=float_type,
-            overrides=overrides or (),
+            overrides=[*(overrides or ()), *([f"search_scales.resume={resume}"] if resume else [])],
             plan=QuantizationPlan.from_json(plan) if plan else None,
             ranges=measured,
             samples=samples,

@@ -19,6 +19,7 @@ from onnxquant.pass_manager import PassContext
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.search.candidates import best_ratio
+from onnxquant.search.checkpoint import CheckpointFile
 from onnxquant.search.choices import Choice, activation_choices, weight_choices
 from onnxquant.search.layers import Layer, Weighted, layer_of
 from onnxquant.search.objective import Objective, OfBridge, OfLayer, OfValue
@@ -62,13 +63,29 @@ class Search:
 
     def run(self) -> Iterable[str]:
         """Observe the float model, then go through all rounds; gives notes."""
+        file = self._checkpoint()
+        known = file.read()
+        self.state.update({entry.tensor: entry for entry in known.entries})
         self._objectives = self._observe()
         steps = list(self._steps())
-        for done, step in enumerate(steps):
+        for done in range(known.done, len(steps)):
             self.context.progress(done, len(steps))
-            step()
+            steps[done]()
+            file.write(done + 1, self.state.values())
         self.context.progress(len(steps), len(steps))
+        file.remove()
         return self._notes()
+
+    def _checkpoint(self) -> CheckpointFile:
+        """Of this model, these options and entries, and this data."""
+        data = self.context.calibration
+        assert data is not None
+        options = self.options.model_dump_json(exclude={"resume"})
+        entries = self.context.plan.to_json()
+        first = [array.tobytes() for array in data[0].feeds.values()]
+        model = self.context.model.to_proto().SerializeToString(deterministic=True)
+        texts = [data.name, str(len(data)), options, entries]
+        return CheckpointFile(self.options.resume, [model, *first, *(text.encode() for text in texts)])
 
     def _operands(self, layer: Layer) -> list[str]:
         """Those of a layer's two operands that it reads as codes of a uniform quantizer."""

@@ -27,6 +27,9 @@ def producers(model):
     return {output: node for node in model.graph.node for output in node.output}
 
 
+BRIEF = [f"search_scales.{option}" for option in ("candidates=10", "rounds=1", "places=64", "images=1")]
+
+
 RESIDUAL = """
     model (float[N, 16, 6, 6] image) => (float[N, 16, 6, 6] sum) {
         wide = Conv <kernel_shape = FIRST> (image, first)
@@ -351,3 +354,13 @@ def test_without_data_there_are_no_ranges_and_the_error_says_what_to_give():
 def test_asymmetric_codes_are_refused_where_the_target_has_none():
     with pytest.raises(OnnxquantError, match="quantize_activations: scheme=asymmetric needs uint8"):
         w8a8(attention(), images(32), "tensorrt", "quantize_activations.scheme=asymmetric")
+
+
+def test_full_quantization_takes_in_what_softmax_and_norms_read():
+    proto, data = attention(), images(8)
+    partial, full = (
+        activations(rewrite(proto, recipe=recipe, calibration=data, target="reference", overrides=BRIEF, min_sqnr=-99))
+        for recipe in ("q-hyvit", "q-hyvit-full")
+    )
+    assert full.keys() - partial.keys() == {"scores", "logits"}
+    assert len(full["scores"].consumers) == 1

@@ -183,3 +183,40 @@ def test_bridges_are_judged_by_their_last_layer():
     ]
     assert changed
     assert all("conv_kxk" in node or "conv_1x1" in node for node in changed)
+
+
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxquant.search.checkpoint.SECONDS", 0)
+    proto, x, file = convolutions(), normal_images(), tmp_path / "search.json"
+    whole = search(proto, x).plan.to_json()
+    steps = []
+
+    def rewritten(stop_at):
+        def progress(done, total):
+            steps.append((done, total))
+            if total == 4 and done == stop_at:
+                raise KeyboardInterrupt
+
+        options = [f"search_scales.{name}" for name in ("candidates=50", "rounds=1", f"resume={file}")]
+        return rewrite(
+            proto, recipe="q-hyvit", calibration=x, target="tensorrt", overrides=options, min_sqnr=-np.inf, samples=16,
+            progress=progress,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        rewritten(stop_at=3)
+    assert file.exists()
+    steps.clear()
+    assert rewritten(stop_at=None).plan.to_json() == whole
+    assert [done for done, total in steps if total == 4] == [3, 4], "the first three tensors are not searched again"
+    assert not file.exists()
+
+
+def test_the_state_of_another_search_is_refused(tmp_path):
+    file = tmp_path / "search.json"
+    file.write_text('{"fingerprint": "other", "done": 1}')
+    with pytest.raises(OnnxquantError, match="is of another model, data or search; remove it"):
+        search(convolutions(), normal_images(), resume=file)
+    file.write_text("no")
+    with pytest.raises(OnnxquantError, match="not the state of a search"):
+        search(convolutions(), normal_images(), resume=file)

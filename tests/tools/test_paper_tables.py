@@ -34,11 +34,13 @@ def test_a_model_that_is_given_is_measured_and_the_others_are_not():
     done = paper_tables(
         "--table", "EfficientQuant, Table 1", "--model", f"MobileViT_xxs={DEMO / 'mobilevit_xxs_digits.onnx'}",
         "--calib", DEMO / "digits_train.npz", "--data", DEMO / "digits.npz",
+        "--search", "candidates=10", "--search", "rounds=1", "--search", "places=64", "--search", "images=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = {(row[0], row[1]): row for row in rows_of(done.stdout)}
     assert rows["MobileViT_xxs", "FP32"][5:8] == ["68.91", "98.87", "+29.96"]
     assert float(rows["MobileViT_xxs", "EfficientQuant"][6]) > 98
+    assert float(rows["MobileViT_xxs", "Q-HyViT"][6]) > 98
     assert rows["MobileViT_xxs", "HyQ"][6] == "not measured"
     assert rows["MobileViT_xs", "FP32"][6] == "not measured"
 

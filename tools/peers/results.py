@@ -52,6 +52,6 @@ def tensorrt_rtx(path: Path, work: Path, timeout: float) -> str:
     try:
         measured([*command, "-o", "out.plan"], work, timeout, POLYGRAPHY_USE_TENSORRT_RTX="1")
     except Failed as error:
-        return f"refuses: {error}"
+        return f"refuses: {str(error).rpartition(': ')[2].partition('. ')[0]}"  # the parser's own words come last
     refusals = check_target(read_proto(path), load_target("tensorrt-rtx"))
     return f"builds, but {refusals[0].message.partition(';')[0]}" if refusals else "builds"
