@@ -38,9 +38,10 @@ from onnxquant.measure.engines import run_engine
 from onnxquant.measure.metrics import Agreement
 from onnxquant.measure.weights import weight_bytes
 from onnxquant.polygraphy.results import SavedOutputs
-from onnxquant.recipes import load_recipe, recipe_names
+from onnxquant.recipes import load_recipe
 
 AHEAD = "8.6"
+RECIPES = ("efficientquant", "efficientquant-int8", "w8a8", "weights-only")
 COLUMNS = (
     *("weights MB", "ONNX Runtime to fp32", "build s", "engine MB"),
     *("engine to ONNX Runtime", "engine to fp32", "latency ms", "load ms"),
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--calib", help="calibration data; without it ranges are the widest there can be")
     parser.add_argument("--held", help="data to run, at most 32 samples of it [default: held back from --calib]")
     parser.add_argument("--runtime", choices=MODULES, help="[default: the first that is installed]")
-    parser.add_argument("--recipes", default=",".join(recipe_names()), help="[default: %(default)s]")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="[default: %(default)s]")
     parser.add_argument("--work", type=Path, help="existing folder to keep the ONNX files and engines in")
     args = parser.parse_args()
     if not args.calib and not args.held:
