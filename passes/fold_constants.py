@@ -49,10 +49,11 @@ class FoldConstants(Pass):
 
 def _take_whole_shapes(graph: gs.Graph) -> None:
     """Give every Shape with a start or end a Slice for it: graphsurgeon 0.6.1 folds such a Shape to the whole shape."""
-    unique = UniqueNames.of_tensors(graph)
-    for node in [node for node in graph.nodes if node.op == "Shape"]:
-        start, end = node.attrs.get("start", 0), node.attrs.get("end", np.iinfo(np.int64).max)
-        if (start, end) == (0, np.iinfo(np.int64).max):
+    unique, nodes, last = UniqueNames.of_tensors(graph), [], np.iinfo(np.int64).max
+    for node in graph.nodes:
+        nodes.append(node)
+        start, end = node.attrs.get("start", 0), node.attrs.get("end", last)
+        if node.op != "Shape" or (start, end) == (0, last):
             continue
         part = node.outputs[0]
         whole = gs.Variable(unique(f"{part.name}_whole"), np.int64)
@@ -61,8 +62,8 @@ def _take_whole_shapes(graph: gs.Graph) -> None:
             for side, bound in (("start", start), ("end", end))
         ]
         node.attrs, node.outputs = {}, [whole]
-        graph.nodes.append(gs.Node("Slice", f"{node.name}_part", inputs=[whole, *bounds], outputs=[part]))
-    graph.toposort(mode="nodes")
+        nodes.append(gs.Node("Slice", f"{node.name}_part", inputs=[whole, *bounds], outputs=[part]))
+    graph.nodes = nodes
 
 
 def _fold(graph: gs.Graph) -> None:
