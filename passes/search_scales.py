@@ -44,6 +44,7 @@ class SearchScales(Pass):
         rounds: over all layers; each chooses weights, then activations.
         places: of each layer, looked at over all samples.
         images: that bridges are judged on.
+        draws: of the classes that the loss is taken against, for every sample.
         seed: of the places and of the classes drawn.
         resume: file to keep the state in, and to go on from if it is there; removed at the end.
     """
@@ -58,6 +59,7 @@ class SearchScales(Pass):
     rounds: Annotated[int, Field(ge=1)] = 3
     places: Annotated[int, Field(ge=1)] = 1024
     images: Annotated[int, Field(ge=1)] = 8
+    draws: Annotated[int, Field(ge=1)] = 4
     seed: int = 0
     resume: Path | None = None
 

@@ -112,6 +112,7 @@ class Search:
             data,
             places=options.places,
             kept=options.images,
+            draws=options.draws,
             seed=options.seed,
             progress=self.context.progress,
         )
