@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from onnxquant.errors import OnnxquantError, first_invalid
 from onnxquant.quantizers.log2 import Log2Quantizer
+from onnxquant.quantizers.twin_uniform import TwinUniformQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
 
-Quantizer = Annotated[UniformQuantizer | Log2Quantizer, Field(discriminator="kind")]
+Quantizer = Annotated[UniformQuantizer | Log2Quantizer | TwinUniformQuantizer, Field(discriminator="kind")]
 
 
 class Rounding(BaseModel):

@@ -74,7 +74,7 @@ class FuseGelu(Pass):
             return PassResult(False, (f"target {context.target.name} takes GELU as it is",))
         kept = {tensor.name for tensor in graph.outputs}  # these values are also read by others than nodes
         kept.update(name for inner in graph.subgraphs(recursive=True) for name in inner.tensors())
-        matches = [match for node in graph.nodes if node.op in ARGUMENTS and (match := _find(node, kept))]
+        matches = [match for node in graph.nodes if node.op in ARGUMENTS and (match := find_gelu(node, kept))]
         if not matches:
             return PassResult(False, ("no GELU spelt out",))
         before = graph.opset
@@ -89,8 +89,8 @@ class FuseGelu(Pass):
         return PassResult(True, (f"{len(matches)} GELU fused{raised}",))
 
 
-def _find(node: gs.Node, kept: set[str]) -> Match | None:
-    """The GELU around an Erf or Tanh."""
+def find_gelu(node: gs.Node, kept: set[str]) -> Match | None:
+    """The GELU around an Erf or Tanh; None where that isn't one, or where a value inside it is `kept` for others."""
     tensor = node.outputs[0]
     tolerance = TOLERANCE.get(np.dtype(tensor.dtype), DEFAULT_TOLERANCE) if tensor.dtype else DEFAULT_TOLERANCE
     for x in _before(node.inputs[0]):

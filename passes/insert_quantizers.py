@@ -30,6 +30,7 @@ from onnxquant.graph.weight_codes import weight_codes
 from onnxquant.pass_manager import Pass, PassContext, PassResult
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.log2 import Log2Quantizer
+from onnxquant.quantizers.twin_uniform import TwinUniformQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.targets import Target
 
@@ -167,6 +168,8 @@ class _Inserter:
     def quantize_activation(self, tensor: gs.Variable, entry: PlanEntry) -> None:
         if isinstance(entry.quantizer, Log2Quantizer):
             self._route(tensor, entry, None, self._log2(tensor, entry.quantizer))
+        elif isinstance(entry.quantizer, TwinUniformQuantizer):
+            self._route(tensor, entry, None, self._twin(tensor, entry.quantizer))
         elif not entry.shift:
             self._route(tensor, entry, None, self._uniform(tensor, entry.quantizer))
         else:
@@ -185,8 +188,10 @@ class _Inserter:
         if readers is None and entry.consumers is not None:
             readers = _readers(tensor, entry)
         before = self._before[self._first_reader(tensor, readers)]
+        slots = [(node, slot) for node in nodes for slot, value in enumerate(node.inputs) if value is tensor]
         replace_uses(tensor, nodes[-1].outputs[0], readers)
-        nodes[0].inputs[0] = tensor
+        for node, slot in slots:
+            node.inputs[slot] = tensor
         before += nodes
 
     def _shifted(self, tensor: gs.Variable, shift: float, pads: tuple[int, ...]) -> list[gs.Node]:
@@ -210,7 +215,8 @@ class _Inserter:
         parameters = self._parameters(tensor.name, quantizer, dtype)
         codes = gs.Variable(self.unique(f"{tensor.name}_codes"), quantizer.code_dtype, tensor.shape)
         value: gs.Variable = tensor
-        nodes = [gs.Node("QuantizeLinear", f"{tensor.name}_QuantizeLinear", {}, [tensor, *parameters], [codes])]
+        quantize, dequantize = (self._name(f"{tensor.name}_{op}") for op in ("QuantizeLinear", "DequantizeLinear"))
+        nodes = [gs.Node("QuantizeLinear", quantize, {}, [tensor, *parameters], [codes])]
         if quantizer.bits < 8:
             # QuantizeLinear saturates at 8 bits: the value is clipped to the outermost codes before it.
             low, high = quantizer.dequantize(np.array(quantizer.code_range, np.float32)).astype(dtype)
@@ -218,13 +224,25 @@ class _Inserter:
             bounds = [
                 gs.Constant(self.unique(f"{tensor.name}_{n}"), np.asarray(v)) for n, v in (("low", low), ("high", high))
             ]
-            nodes.insert(0, gs.Node("Clip", f"{tensor.name}_Clip", {}, [tensor, *bounds], [value]))
+            nodes.insert(0, gs.Node("Clip", self._name(f"{tensor.name}_Clip"), {}, [tensor, *bounds], [value]))
             nodes[1].inputs[0] = value
         dequantized = gs.Variable(self.unique(f"{tensor.name}_dequantized"), dtype, tensor.shape)
-        nodes.append(
-            gs.Node("DequantizeLinear", f"{tensor.name}_DequantizeLinear", {}, [codes, *parameters], [dequantized])
-        )
+        nodes.append(gs.Node("DequantizeLinear", dequantize, {}, [codes, *parameters], [dequantized]))
         return nodes
+
+    def _twin(self, tensor: gs.Variable, quantizer: TwinUniformQuantizer) -> list[gs.Node]:
+        dtype = np.dtype(tensor.dtype or np.float32)
+        split = gs.Constant(self.unique(f"{tensor.name}_split"), np.asarray(quantizer.split, dtype))
+        below = gs.Variable(self.unique(f"{tensor.name}_below"), np.bool_, tensor.shape)
+        chosen = gs.Variable(self.unique(f"{tensor.name}_twin_dequantized"), dtype, tensor.shape)
+        low, high = (self._uniform(tensor, part) for part in (quantizer.low, quantizer.high))
+        ends = [below, low[-1].outputs[0], high[-1].outputs[0]]
+        return [
+            gs.Node("Less", self._name(f"{tensor.name}_Less"), {}, [tensor, split], [below]),
+            *low,
+            *high,
+            gs.Node("Where", self._name(f"{tensor.name}_Where"), {}, ends, [chosen]),
+        ]
 
     def _log2(self, tensor: gs.Variable, quantizer: Log2Quantizer) -> list[gs.Node]:
         add_log2_functions(self.graph)

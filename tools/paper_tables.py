@@ -37,6 +37,10 @@ def every_layer(weight_bits: str, activation_bits: str, _: str) -> list[str]:
     return [*weights, f"quantize_activations.bits={activation_bits}"]
 
 
+def with_twins(weight_bits: str, activation_bits: str, setting: str) -> list[str]:
+    return [*every_layer(weight_bits, activation_bits, setting), f"quantize_twin_uniform.bits={activation_bits}"]
+
+
 def ablation(weight_bits: str, activation_bits: str, setting: str) -> list[str]:
     """Q-HyViT, Table 3: without the hybrid objective each layer is judged by itself, as in PTQ4ViT."""
     choices = dict(choice.split("=") for choice in setting.split(";"))
@@ -51,6 +55,7 @@ def ablation(weight_bits: str, activation_bits: str, setting: str) -> list[str]:
 RECIPES: dict[str, tuple[str, str, Callable[[str, str, str], list[str]]]] = {
     "EfficientQuant": ("efficientquant", "onnxruntime", efficientquant),
     "EasyQuant": ("easyquant", "reference", every_layer),
+    "PTQ4ViT": ("ptq4vit", "reference", with_twins),
     "Q-HyViT": ("q-hyvit", "reference", every_layer),
     "Q-HyViT ablation": ("q-hyvit", "reference", ablation),
 }

@@ -147,10 +147,11 @@ def quantized_weights(layer: Weighted, entry: PlanEntry) -> Tensor:
 
 def quantized_for(node: gs.Node, value: Tensor, entry: PlanEntry | None) -> Tensor:
     """What a node reads of an activation: its codes' values, if the plan says so."""
-    if entry is None or not isinstance(entry.quantizer, UniformQuantizer):
+    if entry is None or (entry.consumers is not None and node.name not in entry.consumers):
         return value
-    if entry.consumers is not None and node.name not in entry.consumers:
-        return value
+    if not isinstance(entry.quantizer, UniformQuantizer):
+        quantized: Tensor = entry.quantizer.fake_quantize(value)
+        return quantized
     return fake_quantize(value, entry.quantizer, shift=entry.shift or 0.0)
 
 
