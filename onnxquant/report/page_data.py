@@ -34,6 +34,7 @@ from onnxquant.passes.classify_blocks import ClassifyBlocks, Rule, classify
 from onnxquant.pipeline import Report, RewriteResult, apply_edits, canonicalise, describe
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.log2 import Log2Quantizer
+from onnxquant.quantizers.twin_uniform import TwinUniformQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.recipes import build_passes, load_recipe
 from onnxquant.report.figures import Log2Figure, ProfileFigure, RangeFigure, WeightFigure, octaves_needed
@@ -208,7 +209,7 @@ def gather(
         if entry.tensor not in tensors:
             raise OnnxquantError(f"plan: tensor {entry.tensor} is not in {name}; is the plan for another model?")
     observed, comparison = _measure(original, model, result, found, data, batch_size, progress)
-    report, provenance = result.report, _provenance(result.report)
+    report, provenance = replace(result.report, exempt=result.plan.exempt), _provenance(result.report)
     if report.judgement is None and comparison is not None and data is not None:
         report = replace(report, judgement=Judgement(comparison.outputs, len(data), held_back=True))
         provenance = f"{samples(len(data))} given"
@@ -362,8 +363,11 @@ class _StoredWeights:
             dequantize = self._producers.get(inputs[slot]) if slot < len(inputs) else None
             if dequantize is not None and dequantize.op_type == "DequantizeLinear":
                 codes = self._initializers.get(dequantize.input[0])
-                if codes is not None and tuple(codes.dims) == tuple(tensor.shape):
-                    values: NDArray[np.float32] = entry.quantizer.dequantize(numpy_helper.to_array(codes))
+                quantizer = entry.quantizer
+                if codes is None or tuple(codes.dims) != tuple(tensor.shape):
+                    return None
+                if isinstance(quantizer, UniformQuantizer):
+                    values: NDArray[np.float32] = quantizer.dequantize(numpy_helper.to_array(codes))
                     return values
         return None
 
@@ -373,6 +377,8 @@ def _parameters(entry: PlanEntry) -> str:
     quantizer = entry.quantizer
     if isinstance(quantizer, Log2Quantizer):
         return f"{quantizer.minimum:.3g} to {quantizer.maximum:.3g}, ε {quantizer.epsilon:g}"
+    if isinstance(quantizer, TwinUniformQuantizer):
+        return f"int8, Δ {quantizer.low_scale:.3g} below {quantizer.split:.3g}, {quantizer.high_scale:.3g} above"
     low, high = float(quantizer.scale.min()), float(quantizer.scale.max())
     parts = (
         f"{quantizer.code_dtype.__name__} {'asymmetric' if quantizer.zero_point.any() else 'symmetric'}",

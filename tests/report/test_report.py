@@ -384,3 +384,12 @@ def test_without_jinja2_the_user_is_told_what_to_install(folder, monkeypatch):
     done = invoke("rewrite", "model.onnx", "--report", "out.html")
     assert str(done.exception) == "--report: needs jinja2: pip install 'onnxquant[report]'"
     assert not (folder / "model.q.onnx").exists()
+
+
+def test_tensors_that_a_budget_left_in_float_are_named_with_the_reason():
+    before = rewrite(attention(), calibration=images(32))
+    result = rewrite(attention(), calibration=images(32), min_sqnr=before.report.sqnr_db + 3)
+    html = Html(render_report(attention(), result, None, name="hybrid.onnx"))
+    assert result.report.exempt
+    for tensor, why in result.report.exempt.items():
+        assert f"{tensor} : {why}" in html.text
