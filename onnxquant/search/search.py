@@ -63,6 +63,8 @@ class Search:
 
     def run(self) -> Iterable[str]:
         """Observe the float model, then go through all rounds; gives notes."""
+        if not self._layers and not self._alone:
+            return ["the plan has no uniform quantizer that a search could choose"]
         file = self._checkpoint()
         known = file.read()
         self.state.update({entry.tensor: entry for entry in known.entries})

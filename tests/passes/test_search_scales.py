@@ -220,3 +220,9 @@ def test_the_state_of_another_search_is_refused(tmp_path):
     file.write_text("no")
     with pytest.raises(OnnxquantError, match="not the state of a search"):
         search(convolutions(), normal_images(), resume=file)
+
+
+def test_a_plan_without_uniform_quantizers_leaves_nothing_to_search():
+    overrides = ('quantize_linear_weights.exclude=["."]', 'quantize_activations.exclude=["."]')
+    with pytest.raises(OnnxquantError, match="nothing to quantize"):
+        rewrite(parse(LINEAR, w=normal(8, 4)), recipe="q-hyvit", calibration=normal(4, 8), overrides=overrides)
