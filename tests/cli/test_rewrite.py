@@ -222,7 +222,7 @@ def test_a_plan_leaves_no_room_for_ranges(folder):
     (folder / "x.json").touch()
     done = onnxquant("rewrite", "model.onnx", "--plan", "x.json", "--ranges", "x.json", cwd=folder)
     assert done.returncode == 2
-    assert "--plan: holds all decisions already; leave out --recipe, --set and --ranges" in done.stderr
+    assert "--plan: holds all decisions already; leave out --recipe, --set, --ranges and --resume" in done.stderr
 
 
 def test_what_is_not_quantized_computes_in_float16_on_request(folder):

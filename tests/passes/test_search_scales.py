@@ -168,6 +168,7 @@ def test_attention_is_searched_on_both_sides_of_its_products():
     assert result.report.sqnr_db > 15
 
 
+@pytest.mark.slow
 def test_bridges_are_judged_by_their_last_layer():
     """In the demo's model, whose bridges are found; alone, the first layer of one would get other scales."""
     demo = Path(__file__).parents[2] / "models" / "demo"

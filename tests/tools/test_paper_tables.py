@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "models" / "demo"
 
@@ -30,6 +32,7 @@ def test_without_models_every_figure_of_the_papers_is_there_and_none_is_measured
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_is_given_is_measured_and_the_others_are_not():
     done = paper_tables(
         "--table", "EfficientQuant, Table 1", "--model", f"MobileViT_xxs={DEMO / 'mobilevit_xxs_digits.onnx'}",
