@@ -127,7 +127,8 @@ def print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         cells = {**row.cells, "tool": row.name, "version": row.version}
         if row.failure:
-            cells["SQNR"] = f"fails: {row.failure}".replace("|", "/")
+            said = row.failure.rpartition(" Error ")[2]  # where it was ONNX Runtime's, its own words come last
+            cells["SQNR"] = f"fails: {said}".replace("|", "/")
         if row.touched:
             cells["tool"] += " (changes its input file)"
         print(f"| {' | '.join(cells.get(column, '') for column in COLUMNS)} |")
