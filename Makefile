@@ -21,11 +21,12 @@ demo: $(VENV)/.onnxquant
 	$(VENV)/bin/onnxquant rewrite $(DEMO_MODEL) --calib $(DEMO)/digits_train.npz -o build/mobilevit_xxs_digits.q.onnx
 	$(VENV)/bin/onnxquant evaluate build/mobilevit_xxs_digits.q.onnx --data $(DEMO)/digits.npz
 
+# Two workers on two cores: torch and BLAS are not to start more threads.
 test: $(VENV)/.dev $(VENV)/.onnxquant
-	$(VENV)/bin/pytest -n 2 -m "not slow" --ignore tests/export
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m "not slow" --ignore tests/export
 
 test-slow: $(VENV)/.dev $(VENV)/.onnxquant
-	$(VENV)/bin/pytest -n 2 -m slow --ignore tests/export
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m slow --ignore tests/export
 
 # mypy is run from elsewhere: it reads the installed package, where passes/ is onnxquant.passes.
 lint: $(VENV)/.dev $(VENV)/.onnxquant

@@ -11,6 +11,13 @@ from tests.graphs import op_types, parse, run
 
 RNG = np.random.default_rng(0)
 
+
+@pytest.fixture(autouse=True)
+def _seeded(monkeypatch):
+    """What a test draws doesn't depend on those that ran before it."""
+    monkeypatch.setattr(f"{__name__}.RNG", np.random.default_rng(0))
+
+
 THREE = """
     model (float[N, 8, 6, 6] image) => (float[N, 8, 6, 6] y) {
         a = Conv <kernel_shape = [1, 1]> (image, first)

@@ -19,6 +19,12 @@ from tests.graphs import attention, images, parse, run
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def _seeded(monkeypatch):
+    """What a test draws doesn't depend on those that ran before it."""
+    monkeypatch.setattr(f"{__name__}.RNG", np.random.default_rng(0))
+
+
 def normal(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
