@@ -65,13 +65,10 @@ class AbsorbShift(Pass):
 
     def _shift(self, entry: PlanEntry, quantizer: UniformQuantizer, seen: Histogram) -> bool:
         low, high = find_range(seen, self.range, bits=quantizer.bits, symmetric=False)
-        half = (high - low) / 2
-        finer = UniformQuantizer.from_range(np.array(-half), np.array(half), bits=quantizer.bits, symmetric=True)
-        step = float(finer.scale)
-        shift = round((low + high) / 2 / step)
+        finer, shift = UniformQuantizer.around_middle(low, high, quantizer.bits)
         if 10 * math.log10(_error(quantizer, 0, seen) / _error(finer, shift, seen)) < self.min_gain:
             return False
-        entry.quantizer, entry.shift = finer, step * shift
+        entry.quantizer, entry.shift = finer, float(finer.scale) * shift
         entry.why += f"; shifted by {entry.shift:.4g}"
         return True
 

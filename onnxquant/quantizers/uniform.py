@@ -97,6 +97,13 @@ class UniformQuantizer:
         zero_point = np.zeros_like(scale) if symmetric else np.clip(np.rint(-low / scale), 0, levels)
         return cls(bits, symmetric, scale, zero_point.astype(np.int32), axis)
 
+    @classmethod
+    def around_middle(cls, low: float, high: float, bits: int) -> tuple[UniformQuantizer, int]:
+        """The symmetric quantizer of ``x - m`` for x in [low, high], and m in whole steps, which keep 0 exact."""
+        half = np.array((high - low) / 2)
+        quantizer = cls.from_range(-half, half, bits=bits, symmetric=True)
+        return quantizer, round((low + high) / 2 / float(quantizer.scale))
+
     @property
     def code_range(self) -> tuple[int, int]:
         """Smallest and largest code."""
@@ -113,7 +120,7 @@ class UniformQuantizer:
         shape = [1] * x.ndim
         if self.axis is not None:
             shape[self.axis] = -1
-        return xp.asarray(parameter.reshape(shape) if self.axis is not None else parameter)
+        return xp.asarray(parameter.reshape(shape) if self.axis is not None else parameter, device=x.device)
 
     def scaled(self, x: Array) -> Array:
         """``x / Δ``: what is rounded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -20,18 +21,13 @@ def fake_quantize(x: Tensor, quantizer: UniformQuantizer, axis: int | None = Non
 
     Args:
         x: float32.
-        quantizer: its own axis plays no part.
-        axis: of `x`, that its scales lie on; None where it has one.
+        quantizer: of one scale, or of several, which lie on `axis` of `x` whatever the quantizer's own is.
+        axis: see there.
         shift: taken off before and added again.
     """
-    shape = [1] * x.ndim
-    if axis is not None and quantizer.scale.ndim:
-        shape[axis] = -1
-    scale = torch.from_numpy(quantizer.scale.reshape(shape)).to(x.device)
-    zero = torch.from_numpy(quantizer.zero_point.reshape(shape).astype(np.float32)).to(x.device)
-    low, high = quantizer.code_range
-    codes = torch.clamp(torch.round((x - shift) / scale) + zero, low, high)
-    return (codes - zero) * scale + shift
+    placed = replace(quantizer, axis=axis) if quantizer.scale.ndim else quantizer
+    quantized: Tensor = placed.fake_quantize(x - shift) + shift
+    return quantized
 
 
 def best_ratio(

@@ -112,9 +112,6 @@ def _asymmetric(entry: PlanEntry, low: float, high: float, ratios: Ratios) -> Pl
 
 
 def _shifted(entry: PlanEntry, low: float, high: float, ratios: Ratios) -> PlanEntry:
-    """Symmetric around the middle of the range; the shift is a whole number of steps, so that 0 stays exact."""
     low, high = min(low, 0.0) * ratios[0], max(high, 0.0) * ratios[0]
-    half = np.array((high - low) / 2)
-    quantizer = UniformQuantizer.from_range(-half, half, bits=entry.quantizer.bits, symmetric=True)
-    step = float(quantizer.scale)
-    return entry.model_copy(update={"quantizer": quantizer, "shift": step * round((low + high) / 2 / step)})
+    quantizer, steps = UniformQuantizer.around_middle(low, high, entry.quantizer.bits)
+    return entry.model_copy(update={"quantizer": quantizer, "shift": float(quantizer.scale) * steps})
