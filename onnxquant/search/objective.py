@@ -47,7 +47,7 @@ class OfLayer:
     def errors(self, state: State) -> Tensor:
         output = self._left(state) @ self._right(state)
         if self._metric == "cosine":
-            return 1 - torch.cosine_similarity(output.flatten(), self._product.output.flatten(), dim=0).reshape(1)
+            return _error(output, self._product.output, self._weights, self._metric)
         errors = (output - self._product.output).square_().mul_(self._weights).sum(1).flatten()
         return errors if isinstance(self.layer, Weighted) else errors.sum().reshape(1)
 
@@ -110,10 +110,7 @@ class OfBridge:
         with torch.no_grad():
             for feeds, expected, weights in zip(self._feeds, self._outputs, self._weights, strict=True):
                 output = self._graph.run({**feeds, **changed}, [self._end], transforms)[self._end]
-                if self._metric == "cosine":
-                    total += 1 - torch.cosine_similarity(output.flatten(), expected.value.flatten(), dim=0)
-                else:
-                    total += ((output - expected.value).square() * weights).sum()
+                total += _error(output, expected.value, weights, self._metric)
         return total
 
 
@@ -129,9 +126,7 @@ class OfValue:
         entry = state[self._tensor]
         assert isinstance(entry.quantizer, UniformQuantizer)
         value = fake_quantize(self._value, entry.quantizer, shift=entry.shift or 0.0)
-        if self._metric == "cosine":
-            return 1 - torch.cosine_similarity(value, self._value, dim=0).reshape(1)
-        return ((value - self._value).square() * self._weights).sum().reshape(1)
+        return _error(value, self._value, self._weights, self._metric)
 
 
 def quantized_weights(layer: Weighted, entry: PlanEntry) -> Tensor:
@@ -153,6 +148,13 @@ def quantized_for(node: gs.Node, value: Tensor, entry: PlanEntry | None) -> Tens
         quantized: Tensor = entry.quantizer.fake_quantize(value)
         return quantized
     return fake_quantize(value, entry.quantizer, shift=entry.shift or 0.0)
+
+
+def _error(found: Tensor, expected: Tensor, weights: Tensor, metric: Metric) -> Tensor:
+    """One for all: (1,)."""
+    if metric == "cosine":
+        return 1 - torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0).reshape(1)
+    return ((found - expected).square() * weights).sum().reshape(1)
 
 
 def _weights(gradient: Tensor, metric: Metric) -> Tensor:

@@ -80,6 +80,8 @@ class Search:
 
     def _checkpoint(self) -> CheckpointFile:
         """Of this model, these options and entries, and this data."""
+        if self.options.resume is None:
+            return CheckpointFile(None, ())  # spares the model's bytes
         data = self.context.calibration
         assert data is not None
         options = self.options.model_dump_json(exclude={"resume"})
@@ -162,10 +164,8 @@ class Search:
 
     def _search_weights(self, layer: Weighted) -> None:
         entry, objective = self.state[layer.right], self._objectives[layer.output]
-        zero_point, joint = (
-            self.context.target.zero_point,
-            self.options.metric == "cosine" or isinstance(objective, OfBridge),
-        )
+        joint = self.options.metric == "cosine" or isinstance(objective, OfBridge)
+        zero_point = self.context.target.zero_point
         schemes = [scheme for scheme in self.options.schemes if zero_point or scheme == "symmetric"]
         choices = weight_choices(layer, entry, self.options.granularity, schemes, joint)
         best, least = self._least(choices, [objective])
