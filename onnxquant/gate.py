@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnxquant.calibration.collector import fitting_batch_size
-from onnxquant.calibration.dataset import Dataset
 from onnxquant.errors import AccuracyError, BudgetError
 from onnxquant.graph.float16 import rounded
 from onnxquant.measure.accuracy import Accuracy, evaluate, require_resolved
-from onnxquant.measure.compare import compare
+from onnxquant.measure.compare import Layer, compare
 from onnxquant.measure.latency import Latency, compare_latency
 from onnxquant.measure.metrics import Agreement
 from onnxquant.pass_manager import PassContext
@@ -83,7 +82,8 @@ def judge(
     agreement = compare(original, computed, held, batch_size=batch_size, per_layer=False).outputs
     judgement = Judgement(agreement, len(held), unseen is not held)
     if judgement.sqnr_db < budget.least_sqnr:
-        raise _disagreement(original, computed, held, judgement.sqnr_db, budget, name)
+        layers = compare(original, computed, held, batch_size=batch_size, per_layer=True).layers
+        raise _disagreement(layers, judgement.sqnr_db, budget, name)
     accuracy, latency = None, None
     if budget.max_drop is not None:
         require_resolved(unseen, budget.max_drop)
@@ -108,11 +108,8 @@ def _on_integers(plan: QuantizationPlan) -> bool:
     return any(entry.role == "activation" and entry.quantizer.kind == "uniform" for entry in plan.entries)
 
 
-def _disagreement(
-    original: onnx.ModelProto, computed: onnx.ModelProto, held: Dataset, sqnr: float, budget: FitBudget, name: str
-) -> AccuracyError:
-    """What to tell of outputs that agree too little: the tensors that do so least."""
-    layers = compare(original, computed, held, per_layer=True).layers
+def _disagreement(layers: list[Layer], sqnr: float, budget: FitBudget, name: str) -> AccuracyError:
+    """What to tell of outputs that agree too little: the tensors that do so least, which come first."""
     if sqnr == -math.inf and layers:  # among equals, the first that the model computes comes first
         return AccuracyError(
             f"{name}: the rewritten model overflows: tensor {layers[0].tensor} is the first with NaN or infinite "

@@ -189,8 +189,7 @@ class _Search:
     def _keep(self, entries: Entries, chosen: list[str], done: str) -> None:
         self.entries = entries
         for tensor in chosen:
-            if done == "left in float":
-                self.reasons[tensor] = f"{self._share(tensor)} of the noise when quantized alone ({self.budget})"
+            self.reasons[tensor] = f"{self._share(tensor)} of the noise when quantized alone ({self.budget})"
         named = ", ".join(f"{tensor} ({self._share(tensor)})" for tensor in chosen[:NAMED])
         more = f" and {len(chosen) - NAMED} more" if len(chosen) > NAMED else ""
         self.notes.append(
@@ -223,7 +222,8 @@ class _Search:
                 high = middle
             else:
                 low = middle
-        return self._give_back(ranked[:high], change)
+        last = ranked[high - 1]  # without it, it doesn't fit
+        return [*self._give_back(ranked[: high - 1], lambda kept: change([*kept, last])), last]
 
     def _give_back(self, chosen: list[str], change: Callable[[Collection[str]], Entries]) -> list[str]:
         """Those of `chosen` that the budget needs changed; the ones that cost least are tried first."""
