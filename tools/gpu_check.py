@@ -42,6 +42,7 @@ from onnxquant.recipes import load_recipe
 
 AHEAD = "8.6"
 RECIPES = ("efficientquant", "efficientquant-int8", "w8a8", "weights-only")
+"""A search chooses other scales, and makes the same graphs."""
 COLUMNS = (
     *("weights MB", "ONNX Runtime to fp32", "build s", "engine MB"),
     *("engine to ONNX Runtime", "engine to fp32", "latency ms", "load ms"),

@@ -24,6 +24,7 @@ from onnxquant.calibration.samples import Dataset, input_specs
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure.accuracy import evaluate
 from onnxquant.preprocessing import Preprocessing, classes_from_metadata
+from onnxquant.recipes import load_recipe
 
 RESULTS = Path(__file__).parents[1] / "models" / "paper_results.csv"
 
@@ -99,9 +100,9 @@ class Measurements:
         if method == "FP32":
             return 100 * evaluate(path, held).top1
         recipe, target, options = RECIPES[method]
-        overrides = [*options(weight_bits, activation_bits, setting), *self._searching]
-        if recipe == "efficientquant":
-            overrides = options(weight_bits, activation_bits, setting)
+        overrides = options(weight_bits, activation_bits, setting)
+        if any(step["name"] == "search_scales" for step in load_recipe(recipe).passes):
+            overrides += self._searching
         calibration = self._open(path, self._calib, self._calib_per_class) if self._calib else None
         result = rewrite(
             path, recipe=recipe, target=target, overrides=overrides, calibration=calibration, min_sqnr=-math.inf

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from gpu_check import RECIPES
 
 from onnxquant import rewrite, save
 from onnxquant.calibration.dataset import input_specs, open_dataset
@@ -33,8 +34,6 @@ from tests.fixtures import FIXTURES, first_of_families, load_fixture, with_batch
 
 COMPUTE_CAPABILITIES = ("8.6", "8.9", "12.0")
 TARGET = "tensorrt"
-RECIPES = ("efficientquant", "efficientquant-int8", "w8a8", "weights-only")
-"""A search chooses other scales, and makes the same graphs."""
 
 
 def onnx_runtime(original: onnx.ModelProto, rewritten: onnx.ModelProto, images: np.ndarray) -> str:
