@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -25,12 +24,10 @@ from onnxquant.graph.convolution import (
     output_channel_axis,
 )
 from onnxquant.graph.edit import UniqueNames, replace_uses
-from onnxquant.graph.log2_functions import DOMAIN, add_log2_functions
 from onnxquant.graph.weight_codes import weight_codes
 from onnxquant.pass_manager import Pass, PassContext, PassResult
 from onnxquant.plan import PlanEntry
-from onnxquant.quantizers.log2 import Log2Quantizer
-from onnxquant.quantizers.twin_uniform import TwinUniformQuantizer
+from onnxquant.quantizer_nodes import Maker, parameters, quantizer_nodes
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.targets import Target
 
@@ -145,10 +142,10 @@ class _Inserter:
         assert isinstance(quantizer, UniformQuantizer)  # it has been checked
         codes = self._codes_of(weight, entry, quantizer).astype(quantizer.code_dtype)
         stored = gs.Constant(self.unique(f"{weight.name}_quantized"), codes)
-        parameters = [stored, *self._parameters(weight.name, quantizer, weight.dtype)]
+        inputs = [stored, *parameters(self._make(weight), quantizer)]
         attributes = {} if quantizer.axis is None else {"axis": quantizer.axis}
         dequantized = gs.Variable(self.unique(f"{weight.name}_dequantized"), weight.dtype, weight.shape)
-        node = gs.Node("DequantizeLinear", f"{weight.name}_DequantizeLinear", attributes, parameters, [dequantized])
+        node = gs.Node("DequantizeLinear", f"{weight.name}_DequantizeLinear", attributes, inputs, [dequantized])
         self._before[self._first_reader(weight)].append(node)
         replace_uses(weight, dequantized)
 
@@ -166,18 +163,16 @@ class _Inserter:
                 self._after[self._positions[id(layer)]].append(behind)
 
     def quantize_activation(self, tensor: gs.Variable, entry: PlanEntry) -> None:
-        if isinstance(entry.quantizer, Log2Quantizer):
-            self._route(tensor, entry, None, self._log2(tensor, entry.quantizer))
-        elif isinstance(entry.quantizer, TwinUniformQuantizer):
-            self._route(tensor, entry, None, self._twin(tensor, entry.quantizer))
-        elif not entry.shift:
-            self._route(tensor, entry, None, self._uniform(tensor, entry.quantizer))
+        if not entry.shift:
+            self._route(tensor, entry, None, quantizer_nodes(self._make(tensor), tensor, entry.quantizer))
         else:
             readers = _readers(tensor, entry)
             for pads in dict.fromkeys(map(_pads, readers)):
                 alike = [node for node in readers if _pads(node) == pads]
                 moving = self._shifted(tensor, entry.shift, pads)
-                self._route(tensor, entry, alike, [*moving, *self._uniform(moving[-1].outputs[0], entry.quantizer)])
+                shifted = moving[-1].outputs[0]
+                pair = quantizer_nodes(self._make(shifted), shifted, entry.quantizer)
+                self._route(tensor, entry, alike, [*moving, *pair])
                 for layer in alike if any(pads) else ():
                     layer.attrs["pads"] = [0] * len(pads)
 
@@ -196,74 +191,17 @@ class _Inserter:
 
     def _shifted(self, tensor: gs.Variable, shift: float, pads: tuple[int, ...]) -> list[gs.Node]:
         """Nodes that pad the value and take `shift` off it."""
-        dtype, nodes, value = np.dtype(tensor.dtype or np.float32), [], tensor
+        make, nodes, value = self._make(tensor), [], tensor
         if any(pads):
             half = len(pads) // 2
-            around = gs.Constant(
-                self.unique(f"{tensor.name}_pads"), np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
-            )
-            padded = gs.Variable(self.unique(f"{tensor.name}_padded"), dtype)
-            nodes.append(gs.Node("Pad", self._name(f"{tensor.name}_Pad"), {}, [tensor, around], [padded]))
-            value = padded
-        by = gs.Constant(self.unique(f"{tensor.name}_shift"), np.asarray(shift, dtype))
-        shifted = gs.Variable(self.unique(f"{tensor.name}_shifted"), dtype)
-        nodes.append(gs.Node("Sub", self._name(f"{tensor.name}_Sub"), {}, [value, by], [shifted]))
-        return nodes
+            around = make.constant("pads", [0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+            nodes.append(make.node("Pad", [tensor, around], "padded", shape=None))
+            value = nodes[0].outputs[0]
+        by = make.constant("shift", shift)
+        return [*nodes, make.node("Sub", [value, by], "shifted", shape=None)]
 
-    def _uniform(self, tensor: gs.Variable, quantizer: UniformQuantizer) -> list[gs.Node]:
-        dtype = np.dtype(tensor.dtype or np.float32)
-        parameters = self._parameters(tensor.name, quantizer, dtype)
-        codes = gs.Variable(self.unique(f"{tensor.name}_codes"), quantizer.code_dtype, tensor.shape)
-        value: gs.Variable = tensor
-        quantize, dequantize = (self._name(f"{tensor.name}_{op}") for op in ("QuantizeLinear", "DequantizeLinear"))
-        nodes = [gs.Node("QuantizeLinear", quantize, {}, [tensor, *parameters], [codes])]
-        if quantizer.bits < 8:
-            # QuantizeLinear saturates at 8 bits: the value is clipped to the outermost codes before it.
-            low, high = quantizer.dequantize(np.array(quantizer.code_range, np.float32)).astype(dtype)
-            value = gs.Variable(self.unique(f"{tensor.name}_clipped"), dtype, tensor.shape)
-            bounds = [
-                gs.Constant(self.unique(f"{tensor.name}_{n}"), np.asarray(v)) for n, v in (("low", low), ("high", high))
-            ]
-            nodes.insert(0, gs.Node("Clip", self._name(f"{tensor.name}_Clip"), {}, [tensor, *bounds], [value]))
-            nodes[1].inputs[0] = value
-        dequantized = gs.Variable(self.unique(f"{tensor.name}_dequantized"), dtype, tensor.shape)
-        nodes.append(gs.Node("DequantizeLinear", dequantize, {}, [codes, *parameters], [dequantized]))
-        return nodes
-
-    def _twin(self, tensor: gs.Variable, quantizer: TwinUniformQuantizer) -> list[gs.Node]:
-        dtype = np.dtype(tensor.dtype or np.float32)
-        split = gs.Constant(self.unique(f"{tensor.name}_split"), np.asarray(quantizer.split, dtype))
-        below = gs.Variable(self.unique(f"{tensor.name}_below"), np.bool_, tensor.shape)
-        chosen = gs.Variable(self.unique(f"{tensor.name}_twin_dequantized"), dtype, tensor.shape)
-        low, high = (self._uniform(tensor, part) for part in (quantizer.low, quantizer.high))
-        ends = [below, low[-1].outputs[0], high[-1].outputs[0]]
-        return [
-            gs.Node("Less", self._name(f"{tensor.name}_Less"), {}, [tensor, split], [below]),
-            *low,
-            *high,
-            gs.Node("Where", self._name(f"{tensor.name}_Where"), {}, ends, [chosen]),
-        ]
-
-    def _log2(self, tensor: gs.Variable, quantizer: Log2Quantizer) -> list[gs.Node]:
-        add_log2_functions(self.graph)
-        codes = gs.Variable(self.unique(f"{tensor.name}_log2_codes"), np.int8, tensor.shape)
-        dequantized = gs.Variable(self.unique(f"{tensor.name}_log2_dequantized"), tensor.dtype, tensor.shape)
-        minimum, maximum = quantizer.clip_range
-        step = {"log_offset": quantizer.offset, "log_scale": quantizer.scale}
-        quantize = {"epsilon": quantizer.epsilon, "minimum": minimum, "maximum": maximum, **step}
-        dequantize = {**step, "to": int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype or np.float32)))}
-        name = tensor.name
-        return [
-            gs.Node("Log2QuantizeLinear", f"{name}_Log2QuantizeLinear", quantize, [tensor], [codes], DOMAIN),
-            gs.Node("Log2DequantizeLinear", f"{name}_Log2DequantizeLinear", dequantize, [codes], [dequantized], DOMAIN),
-        ]
-
-    def _parameters(self, name: str, quantizer: UniformQuantizer, dtype: Any) -> list[gs.Constant]:
-        """Scale and zero-point, as QuantizeLinear and DequantizeLinear take them."""
-        return [
-            gs.Constant(self.unique(f"{name}_scale"), np.asarray(quantizer.scale, dtype)),
-            gs.Constant(self.unique(f"{name}_zero_point"), np.asarray(quantizer.zero_point, quantizer.code_dtype)),
-        ]
+    def _make(self, tensor: gs.Tensor) -> Maker:
+        return Maker(self.graph, tensor, self.unique, self._name)
 
     def _codes_of(self, weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuantizer) -> NDArray[np.floating]:
         """A weight's codes, which a shift of what its layer reads asks for too."""

@@ -1,0 +1,23 @@
+"""log2 quantizers as functions of standard operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxquant.quantizer_nodes.log2_functions import DOMAIN, add_log2_functions
+from onnxquant.quantizer_nodes.making import Maker
+from onnxquant.quantizers.log2 import Log2Quantizer
+
+
+def log2(make: Maker, tensor: gs.Tensor, quantizer: Log2Quantizer) -> list[gs.Node]:
+    """Log2QuantizeLinear and Log2DequantizeLinear, whose bodies are added to the graph."""
+    add_log2_functions(make.graph)
+    minimum, maximum = quantizer.clip_range
+    step = {"log_offset": quantizer.offset, "log_scale": quantizer.scale}
+    there = {"epsilon": quantizer.epsilon, "minimum": minimum, "maximum": maximum, **step}
+    back = {**step, "to": int(onnx.helper.np_dtype_to_tensor_dtype(make.dtype))}
+    quantize = make.node("Log2QuantizeLinear", [tensor], "log2_codes", attributes=there, dtype=np.int8, domain=DOMAIN)
+    dequantize = make.node("Log2DequantizeLinear", quantize.outputs, "log2_dequantized", attributes=back, domain=DOMAIN)
+    return [quantize, dequantize]
