@@ -105,7 +105,9 @@ def judge(
 
 
 def _on_integers(plan: QuantizationPlan) -> bool:
-    return any(entry.role == "activation" and entry.quantizer.kind == "uniform" for entry in plan.entries)
+    return any(
+        entry.role == "activation" and entry.quantizer.kind in ("uniform", "per-token") for entry in plan.entries
+    )
 
 
 def _disagreement(layers: list[Layer], sqnr: float, budget: FitBudget, name: str) -> AccuracyError:

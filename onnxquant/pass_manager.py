@@ -89,6 +89,8 @@ class Pass(BaseModel):
 
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset()
+    voids: ClassVar[frozenset[str]] = frozenset()
+    """What passes before it provided and no longer holds after it."""
     edits: ClassVar[bool] = False
     """Whether the pass changes the float graph: a plan keeps such passes, since its tensors are those they leave."""
     exact: ClassVar[bool] = True
@@ -166,7 +168,7 @@ class PassManager:
                 raise OnnxquantError(
                     f"recipe: {step.pass_name()} needs {needs}, which no pass before it provides; add {add} before it"
                 )
-            available |= step.provides
+            available = (available - step.voids) | step.provides
 
     def run(self, context: PassContext) -> list[PassRun]:
         """Run every pass on ``context.model.graph``."""

@@ -26,15 +26,16 @@ from onnxquant.errors import OnnxquantError
 from onnxquant.gate import Judgement, judge
 from onnxquant.graph.model import MINIMUM_OPSET, Model, Source, check, infer_types, load, name_nodes
 from onnxquant.pass_manager import AfterEach, Pass, PassContext, PassManager, PassRun
+from onnxquant.passes.apply_channel_scales import ApplyChannelScales
 from onnxquant.passes.calibrate import Calibrate
 from onnxquant.passes.classify_blocks import ClassifyBlocks
 from onnxquant.passes.convert_to_float16 import ConvertToFloat16
-from onnxquant.passes.equalize_channels import EqualizeChannels
 from onnxquant.passes.fit_budget import FitBudget
 from onnxquant.passes.fold_batch_norm import FoldBatchNorm
 from onnxquant.passes.fold_constants import FoldConstants
 from onnxquant.passes.fold_layer_scale import FoldLayerScale
 from onnxquant.passes.insert_quantizers import InsertQuantizers
+from onnxquant.passes.pack_int4 import PackInt4
 from onnxquant.passes.quantize_biases import QuantizeBiases
 from onnxquant.passes.share_initializers import ShareInitializers
 from onnxquant.passes.unshare_initializers import UnshareInitializers
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from onnxquant.plan import PlanEntry
 
 CANONICAL_PASSES: tuple[Pass, ...] = (FoldConstants(), UnshareInitializers(), FoldBatchNorm(), FoldLayerScale())
-FINAL_PASSES: tuple[Pass, ...] = (InsertQuantizers(), QuantizeBiases(), ShareInitializers())
+FINAL_PASSES: tuple[Pass, ...] = (InsertQuantizers(), QuantizeBiases(), ShareInitializers(), PackInt4())
 
 
 @dataclass
@@ -95,7 +96,7 @@ class RewriteResult:
 def rewrite(
     model: Source,
     *,
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | Recipe = DEFAULT_RECIPE,
     calibration: Any = None,
     target: str | None = None,
     float_type: str = DEFAULT_FLOAT_TYPE,
@@ -114,7 +115,7 @@ def rewrite(
 
     Args:
         model: path, ModelProto or graphsurgeon graph, never changed; or a `Model`, which is worked on in place.
-        recipe: name of a recipe, or path of a recipe's TOML file.
+        recipe: name of a recipe, path of a recipe's TOML file, or a `Recipe`.
         calibration: what to calibrate and check on: path of an image folder, zip, .npz, .npy, polygraphy JSON or
             load_data() script, an array, a dict of arrays, an iterable of feed dicts or a `Dataset`. None: ranges that
             hold for any input, and no measured agreement.
@@ -177,8 +178,8 @@ def rewrite(
         context.plan, provided = plan, frozenset({"plan"})
         steps = [*CANONICAL_PASSES, *([ClassifyBlocks()] if half else []), *_editing_passes(plan)]
         steps += [Calibrate()] if half else []
-    insert, biases, share = FINAL_PASSES
-    final = [insert, biases, *([ConvertToFloat16()] if half else []), share]
+    insert, biases, *storing = FINAL_PASSES
+    final = [insert, biases, *([ConvertToFloat16()] if half else []), *storing]
     manager = PassManager([*steps, *final], provided, after_each)
 
     report = Report(bytes_before=source.size_bytes)
@@ -203,7 +204,7 @@ def decide(
     model: Model,
     calibration: Dataset,
     *,
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | Recipe = DEFAULT_RECIPE,
     target: str = DEFAULT_TARGET,
     overrides: Sequence[str] = (),
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -269,23 +270,28 @@ def open_calibration(model: Model, source: Any) -> Dataset | None:
 
 def describe(entry: PlanEntry) -> str:
     """What an entry does to its tensor, for reports."""
-    emulated = " (emulated: stored in 8)" if entry.quantizer.bits < 8 else ""
-    return f"{entry.role}, {entry.quantizer.kind} {entry.quantizer.bits} bit{emulated}"
+    bits, stored = entry.quantizer.bits, 4 if entry.stored == "int4" else 8
+    how = " (stored in int4)" if bits == stored == 4 else f" (emulated: stored in {stored})" if bits < stored else ""
+    return f"{entry.role}, {entry.quantizer.kind} {bits} bit{how}"
 
 
 def _editing_passes(plan: QuantizationPlan) -> list[Pass]:
     """Those that make of a canonical graph the one that `plan` names the tensors of."""
-    equalize = [EqualizeChannels()] if plan.channel_scales else []
-    return [*build_passes(Recipe.model_validate({"pass": plan.edits})), *equalize]
+    scaling = [ApplyChannelScales()] if plan.channel_scales else []
+    return [*build_passes(Recipe.model_validate({"pass": plan.edits})), *scaling]
 
 
-def _deciding_passes(context: PassContext, recipe: str, overrides: Sequence[str]) -> list[Pass]:
+def _deciding_passes(context: PassContext, recipe: str | Recipe, overrides: Sequence[str]) -> list[Pass]:
     """The canonical passes and those of the recipe, which the context's plan is marked with."""
-    context.plan.recipe, context.plan.target = recipe, context.target.name
-    steps = build_passes(load_recipe(recipe), list(overrides))
-    for last in (FitBudget(), *FINAL_PASSES, ConvertToFloat16()):
-        if any(isinstance(step, type(last)) for step in steps):
-            raise OnnxquantError(f"--recipe {recipe}: {last.pass_name()} runs after every recipe; leave it out")
+    if isinstance(recipe, str):
+        context.plan.recipe, recipe = recipe, load_recipe(recipe)
+    context.plan.target = context.target.name
+    steps = build_passes(recipe, list(overrides))
+    for own in (ApplyChannelScales(), FitBudget(), *FINAL_PASSES, ConvertToFloat16()):
+        if any(isinstance(step, type(own)) for step in steps):
+            raise OnnxquantError(
+                f"recipe {context.plan.recipe}: {own.pass_name()} runs of itself where it is needed; leave it out"
+            )
     context.plan.edits = [
         {"name": step.pass_name(), **step.model_dump(mode="json", exclude_defaults=True)}
         for step in steps

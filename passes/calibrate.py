@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -13,7 +14,7 @@ from onnxquant.pass_manager import Observation, Pass, PassContext, PassResult
 
 
 class Calibrate(Pass):
-    """Observe activations on the calibration data, in one streaming run for all passes after this one.
+    """Observe activations on the calibration data, in one streaming run for all passes up to the next calibration.
 
     Ranges that were kept from an earlier calibration go before the data. Without either nothing is observed, and passes
     fall back on what is known without data.
@@ -24,7 +25,7 @@ class Calibrate(Pass):
 
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
         asking: dict[Observation, Pass] = {}
-        for step in context.upcoming:
+        for step in itertools.takewhile(lambda step: not isinstance(step, Calibrate), context.upcoming):
             for observation in step.observes(graph, context):
                 asking.setdefault(observation, step)
         if context.ranges is None and context.calibration is None:
@@ -62,7 +63,8 @@ def _recall(
     """
     ranges = context.ranges
     assert ranges is not None
-    ranges.require_measured_on(graph, context.model.name, [tensor for tensor, _ in asking])
+    if not any(isinstance(step, Calibrate) for step in context.earlier):  # passes between may have changed the graph
+        ranges.require_measured_on(graph, context.model.name, [tensor for tensor, _ in asking])
     found = {}
     for (tensor, observer), step in asking.items():
         seen = ranges.observed(tensor, observer)

@@ -56,13 +56,8 @@ class EqualizeChannels(Pass):
     multiply: bool = True
 
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
-        """Decide on the scales and apply them; where the plan has some already, apply those."""
         plan, channel_scales = context.plan, ChannelScales(graph)
-        if plan.channel_scales:
-            for name, given in plan.channel_scales.items():
-                _apply_given(channel_scales, graph.tensors().get(name), name, np.asarray(given, np.float32))
-            return PassResult(True, (f"{len(plan.channel_scales)} as the plan says",))
-        if context.observations or plan.entries:
+        if context.observations or plan.entries or plan.channel_scales:
             raise OnnxquantError(
                 "recipe: equalize_channels changes weights and ranges; put it before calibrate and the passes that "
                 "quantize"
@@ -85,18 +80,6 @@ class EqualizeChannels(Pass):
     def _may_multiply(self, place: Place, context: PassContext) -> bool:
         """Whether a Mul is allowed, and there is an integer layer to gain by it."""
         return self.multiply and any(runs_on_integers(layer, context.target.placement) for layer in place.readers)
-
-
-def _apply_given(
-    channel_scales: ChannelScales, tensor: gs.Tensor | None, name: str, scales: NDArray[np.float32]
-) -> None:
-    """Apply the scales of a plan, which may come from a user's hands."""
-    place = None if tensor is None else channel_scales.place(tensor)
-    positive = bool(np.isfinite(scales).all() and (scales > 0).all())
-    if place is None or scales.shape != (place.channels,) or not positive or not channel_scales.apply(place, scales):
-        raise OnnxquantError(
-            f"plan: tensor {name} can't have these {scales.size} channel_scales; is the plan for another model?"
-        )
 
 
 def _scales(place: Place) -> NDArray[np.float32] | None:

@@ -2,7 +2,7 @@
 
 A weight becomes an integer initializer with a DequantizeLinear behind it; no float copy stays. An activation goes
 through a quantize and a dequantize node on its way to the consumers that the plan names; the others keep the original
-value, and so does a graph output.
+value, and so does a graph output. One with a scale a token is split, and its consumers' results put together again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from onnxquant.graph.weight_codes import weight_codes
 from onnxquant.pass_manager import Pass, PassContext, PassResult
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizer_nodes import Maker, parameters, quantizer_nodes
+from onnxquant.quantizer_nodes.per_token import split, sum_of_products
+from onnxquant.quantizers.per_token import PerTokenQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.targets import Target
 
@@ -60,7 +62,9 @@ class InsertQuantizers(Pass):
             if entry.shift:
                 inserter.fold_shift(_readers(tensor, entry), entry.shift, weights)  # while the weights are still float
         for entry, tensor in entries:
-            if entry.role == "activation":
+            if isinstance(entry.quantizer, PerTokenQuantizer):
+                inserter.split_activation(tensor, entry, entry.quantizer, context.target)
+            elif entry.role == "activation":
                 inserter.quantize_activation(tensor, entry)
             else:
                 inserter.quantize_weight(tensor, entry)
@@ -109,6 +113,8 @@ def _check_activation(tensor: gs.Tensor, entry: PlanEntry, target: Target) -> No
         if entry.quantizer.axis is not None:
             raise _misfit(entry, "is an activation, which has one scale for the whole tensor")
         _check_codes(entry, entry.quantizer, target)
+    elif isinstance(entry.quantizer, PerTokenQuantizer):
+        _check_tokens(tensor, entry, entry.quantizer)
     if missing := set(entry.consumers or ()) - {node.name for node in tensor.outputs}:
         raise _misfit(entry, f"is not read by {', '.join(sorted(missing))}")
     if entry.shift is not None and not (
@@ -117,6 +123,18 @@ def _check_activation(tensor: gs.Tensor, entry: PlanEntry, target: Target) -> No
         and all(takes_bias(node, tensor) for node in _readers(tensor, entry))
     ):
         raise _misfit(entry, "can't be shifted: no bias of its consumers would make up for it")
+
+
+def _check_tokens(tensor: gs.Tensor, entry: PlanEntry, quantizer: PerTokenQuantizer) -> None:
+    for node in _readers(tensor, entry):
+        weight = node.inputs[1] if node.op == "MatMul" and node.inputs[0] is tensor else None
+        if not isinstance(weight, gs.Constant) or len(weight.shape) != 2:
+            raise _misfit(entry, f"has scales by token, but {node.name} isn't its MatMul by a constant matrix")
+    if quantizer.scale is not None and tensor.shape is not None:
+        tokens, scales = tensor.shape[1:-1], quantizer.scale.shape
+        fit = len(tokens) == len(scales) and len(tensor.shape) > 1
+        if not fit or any(isinstance(n, int) and n != size for n, size in zip(tokens, scales, strict=True)):
+            raise _misfit(entry, f"of shape {tuple(tensor.shape)} can't have scales of shape {scales} by token")
 
 
 def _readers(tensor: gs.Tensor, entry: PlanEntry) -> list[gs.Node]:
@@ -175,6 +193,21 @@ class _Inserter:
                 self._route(tensor, entry, alike, [*moving, *pair])
                 for layer in alike if any(pads) else ():
                     layer.attrs["pads"] = [0] * len(pads)
+
+    def split_activation(
+        self, tensor: gs.Variable, entry: PlanEntry, quantizer: PerTokenQuantizer, target: Target
+    ) -> None:
+        readers = _readers(tensor, entry)
+        signed = not (target.unsigned and target.zero_point)
+        parts = split(self._make(tensor), tensor, quantizer, signed=signed)
+        self._before[self._first_reader(tensor, readers)] += parts.nodes
+        for layer in readers:
+            result, weight = layer.outputs[0], layer.inputs[1]
+            product = gs.Variable(self.unique(f"{result.name}_of_codes"), result.dtype, result.shape)
+            layer.inputs[0], layer.outputs = parts.codes, [product]
+            after = sum_of_products(self._make(result), product, parts, weight)
+            after[-1].outputs = [result]
+            self._after[self._positions[id(layer)]] += after
 
     def _route(
         self, tensor: gs.Variable, entry: PlanEntry, readers: list[gs.Node] | None, nodes: list[gs.Node]

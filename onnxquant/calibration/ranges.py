@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from onnxquant.calibration.collector import collect
 from onnxquant.calibration.dataset import split_held
-from onnxquant.calibration.observers import MinMax
+from onnxquant.calibration.observers import MinMax, Observer
 from onnxquant.defaults import DEFAULT_BATCH_SIZE, DEFAULT_RECIPE, DEFAULT_SAMPLES, DEFAULT_TARGET
 from onnxquant.errors import OnnxquantError, first_invalid
 from onnxquant.graph.model import Source, load
@@ -38,7 +38,7 @@ class Ranges(BaseModel):
     Attributes:
         version: of this format.
         model: name of the file that was measured, for messages.
-        fingerprint: of its canonical graph.
+        fingerprint: of its canonical graph, as the first calibration found it.
         recipe: the one whose passes were asked what to observe.
         samples: number of samples that were run. `split_held` with this number gives the same samples again, and those
             that were held back.
@@ -174,22 +174,27 @@ def calibrate(
     )
     steps = PassManager([*CANONICAL_PASSES, *build_passes(load_recipe(recipe), list(overrides))]).passes
     asked = [position for position, step in enumerate(steps) if isinstance(step, Calibrate)]
+    observed: dict[Observation, Observer] = {}
+    measured = ""
     for position, step in enumerate(steps[: max(asked, default=len(CANONICAL_PASSES) - 1) + 1]):
+        if position == min(asked, default=None):
+            measured = fingerprint(source.graph)
         context.upcoming = steps[position + 1 :]
         step.run(source.graph, context)
+        observed |= context.observations
     everything: dict[Observation, MinMax] = {
-        (tensor, MinMax): MinMax() for tensor in activations if (tensor, MinMax) not in context.observations
+        (tensor, MinMax): MinMax() for tensor in activations if (tensor, MinMax) not in observed
     }
     if everything:
         collect(
             whole, everything, data, batch_size=batch_size, progress=lambda done, _: progress(len(data) + done, runs)
         )
     tensors: dict[str, dict[str, Any]] = {tensor: {} for tensor in activations}
-    for (tensor, kind), observer in (everything | context.observations).items():
+    for (tensor, kind), observer in (everything | observed).items():
         tensors.setdefault(tensor, {})[kind.__name__] = observer.state()
     return Ranges(
         model=Path(source.name).name,
-        fingerprint=fingerprint(source.graph),
+        fingerprint=measured or fingerprint(source.graph),
         recipe=recipe,
         samples=len(data),
         tensors=tensors,

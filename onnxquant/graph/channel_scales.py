@@ -2,6 +2,9 @@
 
 What writes an activation takes the division if it is a norm's scale and shift, or a weighted layer with nothing behind
 it but functions that only scale with their input. A reader takes the multiplication if it is a weighted layer.
+
+Where there is no such function, and the readers pad nothing, a shift can be taken off each channel as well: what writes
+the activation has a bias for it, and the readers' biases make up for it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxquant.graph.bias import add_to_bias, takes_bias, weight_sums
 from onnxquant.graph.convolution import CONVOLUTIONS, LINEAR, WEIGHTED, from_rows, input_channels, tap_mean, to_rows
 from onnxquant.graph.edit import UniqueNames, replace_uses
 from onnxquant.graph.topology import ACTIVATION_FUNCTIONS, ARITHMETIC, Topology
@@ -44,12 +48,14 @@ class Writer:
     Attributes:
         layer: a weighted layer; None behind a norm.
         scale: of a norm; None behind a layer.
-        shifts: and biases.
+        shifts: and biases, from the first to the last.
+        direct: whether nothing lies between them and the activation.
     """
 
     layer: gs.Node | None = None
     scale: Vector | None = None
     shifts: tuple[Vector, ...] = ()
+    direct: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Place:
         readers: weighted layers that read it and take the multiplication.
         writer: what its channels come from.
         folds: whether the writer takes the division, and all readers take part; else a Mul is needed.
+        shifts: whether a shift folds as well.
     """
 
     tensor: gs.Variable
@@ -69,6 +76,7 @@ class Place:
     readers: list[gs.Node]
     writer: Writer
     folds: bool
+    shifts: bool = False
 
 
 class ChannelScales:
@@ -92,36 +100,48 @@ class ChannelScales:
             return None
         axis, channels = layouts.pop()
         if len(takers) == len(readers) and (writer := self._writer(tensor, axis, channels)) is not None:
-            return Place(tensor, channels, takers, writer, folds=True)
+            shifts = writer.direct and bool(writer.shifts) and all(_takes_shift(reader, tensor) for reader in takers)
+            return Place(tensor, channels, takers, writer, folds=True, shifts=shifts)
         depthwise = [reader for reader in takers if is_depthwise(reader)]
         layer = self._layer_before(tensor) if depthwise else None
         writer = None if layer is None else _of_layer(layer, axis, channels)
         return None if writer is None else Place(tensor, channels, depthwise, writer, folds=False)
 
-    def apply(self, place: Place, scales: NDArray[np.float32]) -> bool:
+    def apply(self, place: Place, scales: NDArray[np.float32], shifts: NDArray[np.float32] | None = None) -> bool:
         """Divide the channels and multiply the readers' weights.
 
         Args:
             place: from `place`.
             scales: positive, float32 (C,).
+            shifts: taken off the divided channels, float32 (C,); None for none. Needs ``place.shifts``.
 
         Returns:
-            False, and nothing is done, where a weight would leave the range of its type.
+            False, and nothing is done, where a weight or bias would leave the range of its type.
         """
         wide = scales.astype(np.float64)
         changed = [(reader, 1, reader.inputs[1].values * tap_mean(reader, wide)) for reader in place.readers]
+        biases: list[tuple[gs.Node, NDArray[np.floating]]] = []
+        if shifts is not None:
+            biases = [(node, weight_sums(node, values * tap_mean(node, shifts))) for node, _, values in changed]
         if place.folds:
             vectors = [vector for vector in (place.writer.scale, *place.writer.shifts) if vector is not None]
             changed += [(vector.node, vector.position, vector.values / wide) for vector in vectors]
+            if shifts is not None:
+                changed[-1] = (*changed[-1][:2], changed[-1][2] - shifts)
             if (layer := place.writer.layer) is not None:
                 rows = to_rows(layer, layer.inputs[1].values.astype(np.float64)) / wide[:, None]
                 changed.append((layer, 1, from_rows(layer, rows)))
         with np.errstate(over="ignore"):
             cast = [(node, at, values.astype(node.inputs[at].dtype)) for node, at, values in changed]
-        if not all(np.isfinite(values).all() for _, _, values in cast):
+            added = [bias.astype(node.inputs[1].dtype) for node, bias in biases]
+        if not all(np.isfinite(values).all() for values in (*added, *(values for _, _, values in cast))):
             return False
         for node, position, values in cast:
             self._replace(node, position, values)
+        for node, bias in biases:
+            behind = add_to_bias(self._graph, node, bias, self._unique)
+            if behind is not None:
+                self._graph.nodes.insert(self._graph.nodes.index(node) + 1, behind)
         if not place.folds:
             self._multiply(place, 1 / wide)
         return True
@@ -163,7 +183,8 @@ class ChannelScales:
             inner = self._inner(node.inputs[1 - at], axis, channels)
             return None if inner is None else replace(inner, shifts=(*inner.shifts, Vector(node, at)))
         if node.op in HOMOGENEOUS and not (node.op in POOLS and axis == -1):
-            return self._inner(node.inputs[0], axis, channels)
+            inner = self._inner(node.inputs[0], axis, channels)
+            return None if inner is None else replace(inner, direct=False)
         return None
 
     def _inner(self, tensor: gs.Tensor, axis: int, channels: int) -> Writer | None:
@@ -192,6 +213,11 @@ def is_layer(node: gs.Node) -> bool:
 def is_depthwise(layer: gs.Node) -> bool:
     """Whether each output channel of a weighted layer comes from one input channel."""
     return bool(layer.op == "Conv" and layer.attrs.get("group", 1) == input_channels(layer) > 1)
+
+
+def _takes_shift(reader: gs.Node, tensor: gs.Tensor) -> bool:
+    """Whether the bias of a weighted layer can make up for a shift: zeros that it pads wouldn't be shifted."""
+    return takes_bias(reader, tensor) and not any(reader.attrs.get("pads", ()))
 
 
 def _of_layer(layer: gs.Node, axis: int, channels: int) -> Writer | None:

@@ -9,9 +9,13 @@ import onnx_graphsurgeon as gs
 
 from onnxquant.quantizer_nodes.log2 import log2
 from onnxquant.quantizer_nodes.making import Maker
+from onnxquant.quantizer_nodes.power_of_two import power_of_two
+from onnxquant.quantizer_nodes.shift_log import shift_log
 from onnxquant.quantizer_nodes.twin_uniform import twin_uniform
 from onnxquant.quantizer_nodes.uniform import parameters, uniform
 from onnxquant.quantizers.log2 import Log2Quantizer
+from onnxquant.quantizers.power_of_two import PowerOfTwoFactorQuantizer
+from onnxquant.quantizers.shift_log import ShiftLogQuantizer
 from onnxquant.quantizers.twin_uniform import TwinUniformQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
 
@@ -21,6 +25,8 @@ _MAKERS: dict[type, Callable[[Maker, gs.Tensor, Any], list[gs.Node]]] = {
     UniformQuantizer: uniform,
     Log2Quantizer: log2,
     TwinUniformQuantizer: twin_uniform,
+    ShiftLogQuantizer: shift_log,
+    PowerOfTwoFactorQuantizer: power_of_two,
 }
 
 

@@ -6,11 +6,6 @@ functions with an int8 edge between them.
 
 from __future__ import annotations
 
-import onnx_graphsurgeon as gs
-from onnx import parser
-
-DOMAIN = "onnxquant"
-
 # Natural logarithms: steps and offsets arrive as multiples of ln 2. The first Cast makes one body serve float16 graphs:
 # ε = 1e-5 is below what float16 holds with any precision, so the arithmetic is in float32. No code leaves int8, since
 # the values are clipped before the logarithm. Round and Cast stand where QuantizeLinear could: TensorRT-RTX 1.7 gives
@@ -49,17 +44,8 @@ Log2DequantizeLinear <log_offset, log_scale, to> (codes) => (y)
 }}
 """
 
-_DOCUMENTATION = {
-    "Log2QuantizeLinear": "codes = int8(round((ln(clip(x, minimum, maximum) + epsilon) - log_offset) / log_scale))",
-    "Log2DequantizeLinear": "y = exp(codes * log_scale + log_offset), cast to the type numbered `to`",
+LOG2_FUNCTIONS = {
+    "codes = int8(round((ln(clip(x, minimum, maximum) + epsilon) - log_offset) / log_scale))": _QUANTIZE,
+    "y = exp(codes * log_scale + log_offset), cast to the type numbered `to`": _DEQUANTIZE,
 }
-
-
-def add_log2_functions(graph: gs.Graph) -> None:
-    """Add the two functions to the graph, unless they are there."""
-    present = {function.name for function in graph.functions if function.domain == DOMAIN}
-    for text in (_QUANTIZE, _DEQUANTIZE):
-        proto = parser.parse_function(text.format(opset=graph.opset))
-        if proto.name not in present:
-            proto.doc_string = _DOCUMENTATION[proto.name]
-            graph.functions.append(gs.importers.onnx_importer.OnnxImporter.import_function(proto))
+"""By what each computes."""

@@ -60,6 +60,10 @@ class Log2Quantizer:
         low, high = float(np.clip(minimum, 0, 1)), float(np.clip(maximum, 0, 1))
         return cls(bits, low, high, epsilon)
 
+    def describe(self) -> str:
+        """Its parameters in a line."""
+        return f"{self.minimum:.3g} to {self.maximum:.3g}, ε {self.epsilon:g}"
+
     @property
     def scale(self) -> float:
         """Δ · ln 2, a float32 number, never below `FINEST_STEP`."""

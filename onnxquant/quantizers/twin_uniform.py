@@ -61,6 +61,10 @@ class TwinUniformQuantizer:
         half = 2 ** (bits - 1)
         return cls(bits, 0.0, -GELU_MINIMUM / half, largest / (half - 1))
 
+    def describe(self) -> str:
+        """Its parameters in a line."""
+        return f"int8, Δ {self.low_scale:.3g} below {self.split:.3g}, {self.high_scale:.3g} above"
+
     @property
     def low(self) -> UniformQuantizer:
         """That of R1: symmetric. Its codes have one sign only, 2^(b-1) of them."""

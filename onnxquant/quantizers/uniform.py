@@ -104,6 +104,16 @@ class UniformQuantizer:
         quantizer = cls.from_range(-half, half, bits=bits, symmetric=True)
         return quantizer, round((low + high) / 2 / float(quantizer.scale))
 
+    def describe(self) -> str:
+        """Its parameters in a line."""
+        low, high = float(self.scale.min()), float(self.scale.max())
+        parts = (
+            f"{self.code_dtype.__name__} {'asymmetric' if self.zero_point.any() else 'symmetric'}",
+            "per tensor" if self.axis is None else f"{self.scale.size} channels",
+            f"Δ {low:.3g}" if low == high else f"Δ {low:.3g} to {high:.3g}",
+        )
+        return ", ".join(parts)
+
     @property
     def code_range(self) -> tuple[int, int]:
         """Smallest and largest code."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxquant.calibration.observers import ChannelMinMax, Log2Histogram
 from onnxquant.quantizers.log2 import Log2Quantizer
+from onnxquant.quantizers.shift_log import ShiftLogQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
+
+Logarithmic: TypeAlias = Log2Quantizer | ShiftLogQuantizer
 
 WIDTH, HEIGHT = 320, 72
 """A small chart's plot, in units of its viewBox."""
@@ -112,24 +116,32 @@ class Log2Figure:
     comb: Comb | None
 
     @classmethod
-    def of(cls, octaves: int, seen: Log2Histogram | None, quantizer: Log2Quantizer | None) -> Log2Figure:
+    def of(cls, octaves: int, seen: Log2Histogram | None, quantizer: Logarithmic | None) -> Log2Figure:
         comb = None
         if quantizer is not None:
-            x = Scale(-octaves, 0)
-            first, last = quantizer.code_range
-            start, end = x(np.log2(quantizer.dequantize(np.array([first, last], np.float32))))
-            comb = Comb.of(float(start), float(end), last - first + 1)
+            levels = np.log2(_levels(quantizer))
+            shown = levels[levels >= -octaves]
+            if shown.size:
+                start, end = Scale(-octaves, 0)(shown[[0, -1]])
+                comb = Comb.of(float(start), float(end), len(shown))
         if seen is None:
             return cls(octaves, "", 0, 0.0, comb)
         values = int(seen.counts.sum()) + seen.below
         return cls(octaves, histogram(seen.counts[-4 * octaves :]), values, seen.below / max(values, 1), comb)
 
 
-def octaves_needed(seen: Log2Histogram | None, quantizer: Log2Quantizer | None) -> int:
+def _levels(quantizer: Logarithmic) -> NDArray[np.float32]:
+    """What its codes stand for, from the smallest to the largest; 0, which no logarithmic axis shows, left out."""
+    first, last = quantizer.code_range
+    values = np.sort(quantizer.dequantize(np.arange(first, last + 1, dtype=np.float32)))
+    return values[values > 0]
+
+
+def octaves_needed(seen: Log2Histogram | None, quantizer: Logarithmic | None) -> int:
     """The octaves below 1 that show all values and levels: a multiple of four, at most what the histogram has."""
     needed = 0.0
     if quantizer is not None:
-        needed = -math.log2(quantizer.minimum + quantizer.epsilon)
+        needed = -math.log2(_levels(quantizer)[0])
     if seen is not None:
         occupied = np.flatnonzero(seen.counts)
         smallest = occupied[0] if len(occupied) and not seen.below else 0

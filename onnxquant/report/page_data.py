@@ -33,11 +33,16 @@ from onnxquant.measure.metrics import sqnr_db
 from onnxquant.passes.classify_blocks import ClassifyBlocks, Rule, classify
 from onnxquant.pipeline import Report, RewriteResult, apply_edits, canonicalise, describe
 from onnxquant.plan import PlanEntry
-from onnxquant.quantizers.log2 import Log2Quantizer
-from onnxquant.quantizers.twin_uniform import TwinUniformQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.recipes import build_passes, load_recipe
-from onnxquant.report.figures import Log2Figure, ProfileFigure, RangeFigure, WeightFigure, octaves_needed
+from onnxquant.report.figures import (
+    Log2Figure,
+    Logarithmic,
+    ProfileFigure,
+    RangeFigure,
+    WeightFigure,
+    octaves_needed,
+)
 
 OPERATORS_NAMED = 5
 """In the line that stands for a block."""
@@ -374,19 +379,10 @@ class _StoredWeights:
 
 def _parameters(entry: PlanEntry) -> str:
     """A quantizer's parameters in a line."""
-    quantizer = entry.quantizer
-    if isinstance(quantizer, Log2Quantizer):
-        return f"{quantizer.minimum:.3g} to {quantizer.maximum:.3g}, ε {quantizer.epsilon:g}"
-    if isinstance(quantizer, TwinUniformQuantizer):
-        return f"int8, Δ {quantizer.low_scale:.3g} below {quantizer.split:.3g}, {quantizer.high_scale:.3g} above"
-    low, high = float(quantizer.scale.min()), float(quantizer.scale.max())
-    parts = (
-        f"{quantizer.code_dtype.__name__} {'asymmetric' if quantizer.zero_point.any() else 'symmetric'}",
-        "per tensor" if quantizer.axis is None else f"{quantizer.scale.size} channels",
-        f"Δ {low:.3g}" if low == high else f"Δ {low:.3g} to {high:.3g}",
-        (entry.rounding.mode if entry.rounding else "nearest").replace("_", "-"),
-    )
-    return ", ".join(parts)
+    said = entry.quantizer.describe()
+    if not isinstance(entry.quantizer, UniformQuantizer):
+        return said
+    return f"{said}, {(entry.rounding.mode if entry.rounding else 'nearest').replace('_', '-')}"
 
 
 def _weight_cards(plan: Sequence[PlanRow], tensors: dict[str, gs.Tensor]) -> list[WeightCard]:
@@ -412,7 +408,7 @@ def _attention_cards(
             quantizer = row.entry.quantizer if row else None
             drawn = (
                 seen if isinstance(seen, Log2Histogram) else None,
-                quantizer if isinstance(quantizer, Log2Quantizer) else None,
+                quantizer if isinstance(quantizer, Logarithmic) else None,
             )
             found.append((block_row, tensor, row, drawn))
     octaves = max((octaves_needed(*drawn) for _, _, _, drawn in found), default=0)

@@ -12,43 +12,12 @@ from onnxquant.calibration.dataset import input_specs, open_dataset
 from onnxquant.errors import OnnxquantError
 from onnxquant.plan import PlanEntry, QuantizationPlan
 from onnxquant.quantizers.log2 import Log2Quantizer
+from onnxquant.quantizers.shift_log import ShiftLogQuantizer
 from onnxquant.quantizers.twin_uniform import GELU_MINIMUM, TwinUniformQuantizer
 from onnxquant.report.page_data import gather
 from onnxquant.search.objective import quantized_for
 from tests.graphs import attention, images, op_types, parse, run
-
-RNG = np.random.default_rng(0)
-
-MLP = """
-    mlp (float[N, 16, 8] x) => (float[N, 16, 8] y) {
-        hidden = MatMul (x, first)
-        a = Div (hidden, root)
-        b = Erf (a)
-        c = Add (b, one)
-        d = Mul (hidden, c)
-        active = Mul (d, half)
-        mixed = MatMul (active, second)
-        y = Add (mixed, x)
-    }
-"""
-GELU = """
-    mlp (float[N, 16, 8] x) => (float[N, 16, 8] y) {
-        hidden = MatMul (x, first)
-        active = Gelu (hidden)
-        y = MatMul (active, second)
-    }
-"""
-
-
-def mlp(text=MLP, opset=20):
-    constants = {"root": np.sqrt(2), "one": 1, "half": 0.5} if "Erf" in text else {}
-    return parse(
-        text,
-        opset,
-        first=RNG.standard_normal((8, 32)).astype(np.float32),
-        second=RNG.standard_normal((32, 8)).astype(np.float32),
-        **{name: np.float32(value) for name, value in constants.items()},
-    )
+from tests.passes.skewed import FORMS, ONE_NODE, mlp, tokens
 
 
 def quantized(proto, data=None, target="tensorrt", **overrides):
@@ -66,10 +35,6 @@ def quantized(proto, data=None, target="tensorrt", **overrides):
 
 def twins(result):
     return {e.tensor: e for e in result.plan.entries if isinstance(e.quantizer, TwinUniformQuantizer)}
-
-
-def tokens():
-    return np.random.default_rng(3).standard_normal((32, 16, 8)).astype(np.float32)
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "reference"])
@@ -90,10 +55,10 @@ def test_where_the_target_multiplies_probabilities_in_float_they_stay_float():
 
 @pytest.mark.parametrize("function", ["Softmax", "Sigmoid"])
 def test_a_softmax_that_is_no_attention_and_another_function_are_left_alone(function):
-    assert not twins(quantized(mlp(GELU.replace("Gelu", function)), tokens()))
+    assert not twins(quantized(mlp(ONE_NODE.replace("Gelu", function)), tokens()))
 
 
-@pytest.mark.parametrize("text", [MLP, GELU], ids=["spelt out", "one node"])
+@pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
 def test_the_layer_behind_a_gelu_reads_two_ranges(text):
     found = twins(quantized(mlp(text), tokens()))
     assert list(found) == ["active"]
@@ -104,7 +69,7 @@ def test_the_layer_behind_a_gelu_reads_two_ranges(text):
 
 def test_a_gelu_before_a_float_layer_is_left_alone():
     overrides = {"quantize_linear_weights.exclude": '["MatMul_2"]'}
-    assert not twins(quantized(mlp(GELU), tokens(), **overrides))
+    assert not twins(quantized(mlp(), tokens(), **overrides))
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4])
@@ -112,7 +77,7 @@ def test_a_gelu_before_a_float_layer_is_left_alone():
     ("proto", "data", "make", "parameters"),
     [
         (attention(), images(1), TwinUniformQuantizer.post_softmax, range(20)),
-        (mlp(GELU), tokens()[:1], TwinUniformQuantizer.post_gelu, np.linspace(0.01, 1.2, 100)),
+        (mlp(), tokens()[:1], TwinUniformQuantizer.post_gelu, np.linspace(0.01, 1.2, 100)),
     ],
     ids=["Softmax", "GELU"],
 )
@@ -143,7 +108,7 @@ def test_a_gelu_that_never_rises_above_zero_gets_a_step_all_the_same():
         "g (float[N, 16, 8] x) => (float[N, 16, 8] y) { z = Mul (x, zero)\n a = Gelu (z)\n y = MatMul (a, w) }",
         20,
         zero=np.float32(0),
-        w=RNG.standard_normal((8, 8)).astype(np.float32),
+        w=np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32),
     )
     quantizer = twins(quantized(proto, tokens()))["a"].quantizer
     assert (quantizer.fake_quantize(np.zeros(3, np.float32)) == 0).all()
@@ -170,7 +135,14 @@ def test_tensorrt_builds_it():
         assert build_engine(result.model, compute_capabilities=("8.6",)).plan
 
 
-@pytest.mark.parametrize("kind", [TwinUniformQuantizer.post_softmax(3, bits=4), Log2Quantizer(4, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        TwinUniformQuantizer.post_softmax(3, bits=4),
+        Log2Quantizer(4, 0.0, 1.0),
+        ShiftLogQuantizer.post_softmax(2**0.5, bits=4),
+    ],
+)
 def test_the_search_computes_with_the_quantized_probabilities(kind):
     node = next(node for node in gs.import_onnx(attention()).nodes if node.outputs[0].name == "mixed")
     node.name = "product"
