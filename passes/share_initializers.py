@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxquant.graph.edit import replace_uses
@@ -18,7 +19,8 @@ class ShareInitializers(Pass):
         interface = {id(tensor) for tensor in graph.outputs}
         alike: defaultdict[object, list[gs.Constant]] = defaultdict(list)
         for tensor in graph.tensors().values():
-            if isinstance(tensor, gs.Constant) and id(tensor) not in interface:
+            # ml_dtypes' types, int4 among them, have kind V: once read, graphsurgeon 0.6.1 can't write them any more
+            if isinstance(tensor, gs.Constant) and id(tensor) not in interface and np.dtype(tensor.dtype).kind != "V":
                 alike[str(tensor.dtype), tuple(tensor.shape)].append(tensor)
         merged = 0
         for tensors in alike.values():

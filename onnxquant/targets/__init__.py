@@ -68,6 +68,7 @@ class Target(BaseModel):
         description: one line for ``onnxquant targets``.
         codes: types that QuantizeLinear and DequantizeLinear may store.
         zero_point: whether a zero-point other than 0 is accepted.
+        int4_weights: whether weights of 4 bits and fewer are int4 where their layer's activations stay in float.
         functions: whether functions are accepted; they are inlined where not.
         onnxruntime: whether ONNX Runtime is to run the model.
         opsets: the oldest and the newest one accepted.
@@ -88,6 +89,7 @@ class Target(BaseModel):
     placement: Placement
     codes: tuple[str, ...]
     zero_point: bool
+    int4_weights: bool = False
     functions: bool = True
     onnxruntime: bool = False
     opsets: tuple[int, int] | None = None
