@@ -1,7 +1,8 @@
 """Store the biases of integer layers as int32, for targets that take it.
 
 An integer kernel adds up codes of activation x weight in steps of input scale x weight scale. A bias in the same steps
-is added as it is, and the kernel needs no float bias: ONNX Runtime has integer kernels for no other.
+is added as it is, and the kernel needs no float bias: ONNX Runtime has integer kernels for no other. With fewer than 8
+bits these steps are long for a bias, and there are no kernels to gain: it stays in float.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ class QuantizeBiases(Pass):
         if "int32" not in context.target.codes:
             return PassResult(False, (f"target {context.target.name} takes biases as they are",))
         unique, nodes, count = UniqueNames.of_tensors(graph), [], 0
+        coarse = {f"{entry.tensor}_dequantized" for entry in context.plan.entries if entry.quantizer.bits < 8}
+        coarse |= {f"{entry.tensor}_shifted_dequantized" for entry in context.plan.entries if entry.quantizer.bits < 8}
         for layer in graph.nodes:
-            if dequantize := _int32_bias(layer, unique):
+            if coarse.isdisjoint(tensor.name for tensor in layer.inputs) and (dequantize := _int32_bias(layer, unique)):
                 nodes.append(dequantize)
                 count += 1
             nodes.append(layer)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxquant.errors import OnnxquantError
 from onnxquant.graph.convolution import from_rows, tap_mean, to_rows
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers import rounding
@@ -19,10 +20,20 @@ def weight_codes(weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuanti
         weight: read by one layer.
         entry: the plan's.
         quantizer: the entry's.
+
+    Raises:
+        OnnxquantError: the entry's rounding is of another weight.
     """
     values = weight.values.astype(np.float32)
     if entry.rounding is None or entry.rounding.mode == "nearest":
         return quantizer.quantize(values)
+    if entry.rounding.mode == "learned":
+        down = np.floor(quantizer.scaled(values)) + quantizer.along_axis(quantizer.zero_point, values)
+        try:
+            up = entry.rounding.rounds_up(values.shape)
+        except ValueError as error:
+            raise OnnxquantError(f"plan: tensor {entry.tensor} {error}; is the plan for another model?") from None
+        return np.clip(down + up, *quantizer.code_range)
     layer = weight.outputs[0]
     zero_point = quantizer.along_axis(quantizer.zero_point, values)
     means = entry.rounding.channel_mean

@@ -35,6 +35,18 @@ def test_a_bias_beyond_int32_stays_in_float():
     assert set(biases(result).values()) == {np.dtype(np.float32)}
 
 
+def test_below_8_bits_a_bias_stays_in_float():
+    data = RNG.standard_normal((32, 64)).astype(np.float32)
+    proto = model(RNG.standard_normal(48))
+    dtypes = {}
+    for bits in (8, 7):
+        options = [f"quantize_activations.bits={bits}"]
+        result = rewrite(proto, recipe="w8a8", calibration=data, target="onnxruntime", overrides=options, min_sqnr=-99)
+        dtypes[bits] = set(biases(result).values())
+    assert np.dtype(np.int32) in dtypes[8]
+    assert dtypes[7] == {np.dtype(np.float32)}
+
+
 def test_a_layer_with_a_float_activation_keeps_its_float_bias():
     data = RNG.standard_normal((32, 64)).astype(np.float32)
     options = ["quantize_activations.exclude=['.']"]

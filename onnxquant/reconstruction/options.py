@@ -1,0 +1,37 @@
+"""What the passes that learn have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from onnxquant.pass_manager import Pass
+
+
+class Learning(Pass):
+    """How long and how fast is learned.
+
+    Attributes:
+        iterations: for each module.
+        images: of a minibatch.
+        rate: Adam's, for roundings, with 3000 iterations; with fewer it is as much higher.
+        scale_rate: the same for scales of activations, as a part of them; annealed along a cosine.
+        rounding_weight: λ, of the term that draws roundings to one side or the other.
+        mixing: share of a module's inputs that are float, not those of the quantized network before it, drawn anew each
+            time (QDrop, Wei et al., 2022).
+        seed: of minibatches and mixing.
+        resume: file to keep the state in, and to go on from if it is there; removed at the end.
+    """
+
+    iterations: Annotated[int, Field(ge=1)] = 3000
+    images: Annotated[int, Field(ge=1)] = 32
+    rate: Annotated[float, Field(gt=0)] = 3e-3
+    scale_rate: Annotated[float, Field(ge=0)] = 4e-5
+    rounding_weight: Annotated[float, Field(ge=0)] = 1000
+    mixing: Annotated[float, Field(ge=0, le=1)] = 0.5
+    seed: int = 0
+    resume: Path | None = None
+
+    requires: ClassVar[frozenset[str]] = frozenset({"blocks", "plan"})
