@@ -44,10 +44,10 @@ def collect(
         OnnxquantError: a tensor has NaN or infinite values; the message names it and the sample.
     """
     specs = input_specs(model)
+    batch_size = min(batch_size, fitting_batch_size(model, dataset[0].feeds))
     reducing, outputs = with_reductions(model, observers)
     runner = Runner(reducing, model.graph.name or "model", arena=False)
     del reducing  # as large as the model
-    batch_size = min(batch_size, fitting_batch_size(model, dataset[0].feeds))
     done = 0
     for batch in batches(dataset, batch_size, specs):
         values = dict(zip(runner.outputs, _run(runner, batch, list(runner.outputs)), strict=True))

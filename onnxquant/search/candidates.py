@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -11,23 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxquant.quantizers.uniform import UniformQuantizer
-
 Candidate = TypeVar("Candidate")
-
-
-def fake_quantize(x: Tensor, quantizer: UniformQuantizer, axis: int | None = None, shift: float = 0.0) -> Tensor:
-    """What the runtime computes with instead of `x`, on its device.
-
-    Args:
-        x: float32.
-        quantizer: of one scale, or of several, which lie on `axis` of `x` whatever the quantizer's own is.
-        axis: see there.
-        shift: taken off before and added again.
-    """
-    placed = replace(quantizer, axis=axis) if quantizer.scale.ndim else quantizer
-    quantized: Tensor = placed.fake_quantize(x - shift) + shift
-    return quantized
 
 
 def best_ratio(

@@ -22,11 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxquant.graph.convolution import output_channel_axis, to_rows
-from onnxquant.torch_graph import Gradient
+from onnxquant.graph.convolution import output_channel_axis
 
-Piece: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Left, right and gradient of some places of one batch."""
+Piece: TypeAlias = tuple[Tensor, ...]
+"""Left, right and gradient of some places of one batch; without right where that is the layer's weights."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,12 @@ class Layer(ABC):
         return [self.left]
 
     @abstractmethod
-    def piece(self, values: Mapping[str, Gradient], count: int, places: np.random.Generator) -> Piece:
+    def piece(self, values: Mapping[str, Tensor], gradient: Tensor, count: int, places: np.random.Generator) -> Piece:
         """Some of the places of one batch.
 
         Args:
-            values: of the activations and the output, float32, as the graph has them.
+            values: of the activations, float32, as the graph has them.
+            gradient: dL/dO, of the output.
             count: of places, at most.
             places: says which.
         """
@@ -95,7 +95,8 @@ class Weighted(Layer):
     def __init__(self, node: gs.Node, groups: int = 1) -> None:
         super().__init__(node)
         self.groups = groups
-        self.weights = torch.from_numpy(np.array(to_rows(node, node.inputs[1].values), np.float32))
+        weight = torch.from_numpy(np.require(node.inputs[1].values, np.float32, "W"))  # the model's own memory, mostly
+        self.weights = weight.flatten(1) if output_channel_axis(node) == 0 else weight.T
 
     def as_right(self, rows: Tensor) -> Tensor:
         """Rows of weights (M, K) as the right of the product (G, K, O)."""
@@ -107,8 +108,8 @@ class Weighted(Layer):
         return rows.reshape(shape) if output_channel_axis(self.node) == 0 else rows.T
 
     def product(self, pieces: Sequence[Piece]) -> Product:
-        left, gradient = (torch.cat([piece[i] for piece in pieces], dim=1) for i in (0, 2))
-        return Product(left, pieces[0][1], gradient)
+        left, gradient = (torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True))
+        return Product(left, self.as_right(self.weights.to(left.device)), gradient)
 
     def _grouped(self, rows: Tensor) -> Tensor:
         """(P, G X) as (G, P, X)."""
@@ -116,32 +117,29 @@ class Weighted(Layer):
 
     def _piece(self, left: Tensor, gradient: Tensor, count: int, places: np.random.Generator) -> Piece:
         chosen = _some(len(left), count, places)
-        right = self.as_right(self.weights.to(left.device))
-        return self._grouped(left[chosen]), right, self._grouped(gradient[chosen])
+        return self._grouped(left[chosen]), self._grouped(gradient[chosen])
 
 
 class Linear(Weighted):
     """Gemm, or MatMul with a constant: every token is a place."""
 
-    def piece(self, values: Mapping[str, Gradient], count: int, places: np.random.Generator) -> Piece:
-        left, gradient = values[self.left].value, values[self.output].gradient
-        return self._piece(left.flatten(0, -2), gradient.flatten(0, -2), count, places)
+    def piece(self, values: Mapping[str, Tensor], gradient: Tensor, count: int, places: np.random.Generator) -> Piece:
+        return self._piece(values[self.left].flatten(0, -2), gradient.flatten(0, -2), count, places)
 
 
 class Convolution(Weighted):
     """Conv in two dimensions: every pixel of the output is a place, and reads a patch."""
 
-    def piece(self, values: Mapping[str, Gradient], count: int, places: np.random.Generator) -> Piece:
+    def piece(self, values: Mapping[str, Tensor], gradient: Tensor, count: int, places: np.random.Generator) -> Piece:
         attributes = self.node.attrs
         top, beside, bottom, behind = attributes.get("pads", [0, 0, 0, 0])
         patches = F.unfold(
-            F.pad(values[self.left].value, (beside, behind, top, bottom)),
+            F.pad(values[self.left], (beside, behind, top, bottom)),
             tuple(self.node.inputs[1].shape[2:]),
             dilation=tuple(attributes.get("dilations", [1, 1])),
             stride=tuple(attributes.get("strides", [1, 1])),
         )  # (N, C k k, positions)
-        gradient = values[self.output].gradient.flatten(2)
-        return self._piece(_by_place(patches), _by_place(gradient), count, places)
+        return self._piece(_by_place(patches), _by_place(gradient.flatten(2)), count, places)
 
 
 class ActivationProduct(Layer):
@@ -154,9 +152,8 @@ class ActivationProduct(Layer):
     def activations(self) -> list[str]:
         return [self.left, self.right]
 
-    def piece(self, values: Mapping[str, Gradient], count: int, places: np.random.Generator) -> Piece:
-        parts = [values[self.left].value, values[self.right].value, values[self.output].gradient]
-        outer = parts[2].shape[:-2]
+    def piece(self, values: Mapping[str, Tensor], gradient: Tensor, count: int, places: np.random.Generator) -> Piece:
+        parts, outer = (values[self.left], values[self.right], gradient), gradient.shape[:-2]
         left, right, gradient = (part.expand(*outer, *part.shape[-2:]).reshape(-1, *part.shape[-2:]) for part in parts)
         pairs = _some(len(left), self.PAIRS, places)
         chosen = _some(left.shape[1], max(1, count // len(pairs)), places)

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -17,9 +18,10 @@ from torch import Tensor
 from onnxquant.graph.convolution import to_rows
 from onnxquant.graph.weight_codes import weight_codes
 from onnxquant.plan import PlanEntry
+from onnxquant.quantizers.per_token import PerTokenQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
-from onnxquant.search.candidates import fake_quantize
 from onnxquant.search.layers import Layer, Product, Weighted
+from onnxquant.search.simulate import transform
 from onnxquant.torch_graph import Gradient, TorchGraph
 
 Metric = Literal["hessian", "mse", "cosine"]
@@ -35,32 +37,46 @@ class Objective(Protocol):
         """The cost with these quantizers: (1,), or (M,), one an output channel of a layer with weights."""
         ...
 
+    def release(self) -> None:
+        """Give back what was read for `errors`, which reads it again when it needs to."""
+
 
 class OfLayer:
-    """What a layer computes, at the places looked at."""
+    """What a layer computes, at the places looked at.
 
-    def __init__(self, layer: Layer, product: Product, metric: Metric) -> None:
-        self.layer, self._product, self._metric = layer, product, metric
-        self._weights = _weights(product.gradient, metric)
+    Args:
+        layer: see there.
+        read: gives its product.
+        metric: see the module.
+    """
+
+    def __init__(self, layer: Layer, read: Callable[[], Product], metric: Metric) -> None:
+        self.layer, self._read, self._metric = layer, read, metric
+        self._seen: tuple[Product, Tensor] | None = None
         self._operands: dict[str, tuple[PlanEntry | None, Tensor]] = {}
 
     def errors(self, state: State) -> Tensor:
-        output = self._left(state) @ self._right(state)
+        if self._seen is None:
+            product = self._read()
+            self._seen = product, _weights(product.gradient, self._metric)
+        product, weights = self._seen
+        output = self._operand(self.layer.left, product.left, state) @ self._right(product, state)
         if self._metric == "cosine":
-            return _error(output, self._product.output, self._weights, self._metric)
-        errors = (output - self._product.output).square_().mul_(self._weights).sum(1).flatten()
+            return _error(output, product.output, weights, self._metric)
+        errors = (output - product.output).square_().mul_(weights).sum(1).flatten()
         return errors if isinstance(self.layer, Weighted) else errors.sum().reshape(1)
 
-    def _left(self, state: State) -> Tensor:
-        return self._operand(self.layer.left, self._product.left, state)
+    def release(self) -> None:
+        self._seen = None
+        self._operands.clear()
 
-    def _right(self, state: State) -> Tensor:
+    def _right(self, product: Product, state: State) -> Tensor:
         if not isinstance(self.layer, Weighted):
-            return self._operand(self.layer.right, self._product.right, state)
+            return self._operand(self.layer.right, product.right, state)
         entry = state.get(self.layer.right)
         if self._changed("right", entry):
             rows = self.layer.weights if entry is None else quantized_weights(self.layer, entry)
-            self._operands["right"] = entry, self.layer.as_right(rows.to(self._product.left.device))
+            self._operands["right"] = entry, self.layer.as_right(rows.to(product.left.device))
         return self._operands["right"][1]
 
     def _operand(self, name: str, value: Tensor, state: State) -> Tensor:
@@ -113,20 +129,33 @@ class OfBridge:
                 total += _error(output, expected.value, weights, self._metric)
         return total
 
+    def release(self) -> None:
+        """Nothing: a few whole images are little."""
+
 
 class OfValue:
-    """A tensor itself, where no layer's product shows what its quantizer does."""
+    """A tensor itself, where no layer's product shows what its quantizer does.
 
-    def __init__(self, tensor: str, values: Sequence[Gradient], metric: Metric) -> None:
-        self._tensor, self._metric = tensor, metric
-        self._value = torch.cat([each.value.flatten() for each in values])
-        self._weights = _weights(torch.cat([each.gradient.flatten() for each in values]), metric)
+    Args:
+        tensor: its name.
+        read: gives its values.
+        metric: see the module.
+    """
+
+    def __init__(self, tensor: str, read: Callable[[], Sequence[Gradient]], metric: Metric) -> None:
+        self._tensor, self._read, self._metric = tensor, read, metric
+        self._seen: tuple[Tensor, Tensor] | None = None
 
     def errors(self, state: State) -> Tensor:
-        entry = state[self._tensor]
-        assert isinstance(entry.quantizer, UniformQuantizer)
-        value = fake_quantize(self._value, entry.quantizer, shift=entry.shift or 0.0)
-        return _error(value, self._value, self._weights, self._metric)
+        if self._seen is None:
+            values = self._read()
+            gradient = torch.cat([each.gradient.flatten() for each in values])
+            self._seen = torch.cat([each.value.flatten() for each in values]), _weights(gradient, self._metric)
+        value, weights = self._seen
+        return _error(transform(state[self._tensor])(value), value, weights, self._metric)
+
+    def release(self) -> None:
+        self._seen = None
 
 
 def quantized_weights(layer: Weighted, entry: PlanEntry) -> Tensor:
@@ -134,7 +163,9 @@ def quantized_weights(layer: Weighted, entry: PlanEntry) -> Tensor:
     if not isinstance(entry.quantizer, UniformQuantizer):
         return layer.weights
     if entry.rounding is None or entry.rounding.mode == "nearest":
-        return fake_quantize(layer.weights, entry.quantizer, axis=0)
+        by_row = entry.quantizer if entry.quantizer.axis is None else replace(entry.quantizer, axis=0)
+        quantized: Tensor = by_row.fake_quantize(layer.weights)
+        return quantized
     weight = layer.node.inputs[1]
     values = entry.quantizer.dequantize(weight_codes(weight, entry, entry.quantizer).astype(np.float32))
     return torch.from_numpy(np.array(to_rows(layer.node, values), np.float32))
@@ -144,10 +175,9 @@ def quantized_for(node: gs.Node, value: Tensor, entry: PlanEntry | None) -> Tens
     """What a node reads of an activation: its codes' values, if the plan says so."""
     if entry is None or (entry.consumers is not None and node.name not in entry.consumers):
         return value
-    if not isinstance(entry.quantizer, UniformQuantizer):
-        quantized: Tensor = entry.quantizer.fake_quantize(value)
-        return quantized
-    return fake_quantize(value, entry.quantizer, shift=entry.shift or 0.0)
+    if isinstance(entry.quantizer, PerTokenQuantizer):  # the places looked at are tokens, but which isn't known here
+        entry = entry.model_copy(update={"quantizer": replace(entry.quantizer, scale=None)})
+    return transform(entry)(value)
 
 
 def _error(found: Tensor, expected: Tensor, weights: Tensor, metric: Metric) -> Tensor:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from onnxquant.calibration.batching import batches
 from onnxquant.calibration.samples import Dataset, input_specs
 from onnxquant.graph.model import Model
-from onnxquant.search.layers import Layer, Piece, Product
-from onnxquant.torch_graph import Gradient, SampledLoss, TorchGraph, gradients
+from onnxquant.search.layers import Layer, Product
+from onnxquant.search.pieces import Pieces
+from onnxquant.torch_graph import Gradient, SampledLoss, TorchGraph, typical_gradients
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,18 @@ class Observed:
     """What was seen.
 
     Attributes:
-        products: by the name of a layer's output.
-        values: whole tensors, by name, one a batch: those asked for, of the first batches.
+        pieces: of layers' products, by the name of the output; of tensors asked for, by theirs, each with its gradient.
     """
 
-    products: dict[str, Product]
-    values: dict[str, list[Gradient]]
+    pieces: Pieces
+
+    def product(self, layer: Layer) -> Product:
+        """What a layer computed, at the places looked at."""
+        return layer.product(self.pieces.read(layer.output))
+
+    def values(self, name: str) -> list[Gradient]:
+        """A tensor that was asked for, one a batch."""
+        return [Gradient(value, gradient) for value, gradient in self.pieces.read(_whole(name))]
 
 
 def observe(
@@ -60,28 +66,26 @@ def observe(
     Raises:
         OnnxquantError: torch can't compute the graph; the message names the node.
     """
-    pieces: dict[str, list[Piece]] = {layer.output: [] for layer in layers}
-    values: dict[str, list[Gradient]] = {name: [] for name in whole}
-    read = [name for layer in layers for name in (*layer.activations, layer.output)]
+    pieces = Pieces([*(layer.output for layer in layers), *map(_whole, whole)], graph.device)
+    read = list(dict.fromkeys(name for layer in layers for name in layer.activations))
+    written = [layer.output for layer in layers]
     losses, done = [SampledLoss(seed + draw) for draw in range(draws)], 0
     each = math.ceil(places / len(data))
     for number, batch in enumerate(batches(data, 1, input_specs(model.graph))):
-        wanted = list(dict.fromkeys([*read, *(whole if number < kept else ())]))
-        found = _averaged([gradients(graph, batch.feeds, wanted, loss) for loss in losses])
+        kept_now = list(whole) if number < kept else []
+        wanted = list(dict.fromkeys([*written, *kept_now]))
+        found, values = typical_gradients(graph, batch.feeds, wanted, losses, read)
         for position, layer in enumerate(layers):
             chosen = np.random.default_rng([seed, number, position])
-            pieces[layer.output].append(layer.piece(found, each * batch.valid, chosen))
-        if number < kept:
-            for name in whole:
-                values[name].append(found[name])
+            piece = layer.piece(values, found[layer.output].gradient, each * batch.valid, chosen)
+            pieces.add(layer.output, piece)
+        for name in kept_now:
+            pieces.add(_whole(name), (found[name].value, found[name].gradient))
         done += batch.valid
         progress(done, len(data))
-    return Observed({layer.output: layer.product(pieces.pop(layer.output)) for layer in layers}, values)
+    return Observed(pieces)
 
 
-def _averaged(draws: Sequence[dict[str, Gradient]]) -> dict[str, Gradient]:
-    """The value, which is the same in all draws, with the root mean square of the gradients."""
-    return {
-        name: Gradient(first.value, torch.stack([draw[name].gradient.square() for draw in draws]).mean(0).sqrt())
-        for name, first in draws[0].items()
-    }
+def _whole(name: str) -> str:
+    """What the pieces of a tensor that is kept as it is are called: a layer's output may be one."""
+    return f"{name} as it is"

@@ -46,6 +46,7 @@ class Search:
         self.options, self.context = options, context
         self.state = {entry.tensor: entry for entry in context.plan.entries}
         self._graph, self._tensors = graph, graph.tensors()
+        self._composed, self._apart = 0, list[str]()  # bridges judged as a whole, and names of those that can't be
         found = (layer_of(node) for node in graph.nodes)
         self._layers = [layer for layer in found if layer is not None and self._operands(layer)]
         self._readers: dict[str, list[Layer]] = {}
@@ -73,6 +74,8 @@ class Search:
         for done in range(known.done, len(steps)):
             self.context.progress(done, len(steps))
             steps[done]()
+            for objective in self._objectives.values():
+                objective.release()
             file.write(done + 1, self.state.values())
         self.context.progress(len(steps), len(steps))
         file.remove()
@@ -107,6 +110,7 @@ class Search:
         assert data is not None
         model = TorchGraph(self.context.model, "cuda" if torch.cuda.is_available() else "cpu")
         bridges = dict(self._bridges()) if options.bridges else {}
+        self._composed = len(bridges)
         whole = {name for _, boundary in bridges.values() for name in boundary}.union(self._alone)
         seen = observe(
             self.context.model,
@@ -121,12 +125,12 @@ class Search:
             progress=self.context.progress,
         )
         objectives: dict[str, Objective] = {
-            layer.output: OfLayer(layer, seen.products[layer.output], options.metric) for layer in self._layers
+            layer.output: OfLayer(layer, partial(seen.product, layer), options.metric) for layer in self._layers
         }
         for layers, boundary in bridges.values():
-            bridge = OfBridge(model, layers, {name: seen.values[name] for name in boundary}, options.metric)
+            bridge = OfBridge(model, layers, {name: seen.values(name) for name in boundary}, options.metric)
             objectives.update({layer.output: bridge for layer in layers})
-        objectives.update({name: OfValue(name, seen.values[name], options.metric) for name in self._alone})
+        objectives.update({name: OfValue(name, partial(seen.values, name), options.metric) for name in self._alone})
         return objectives
 
     def _bridges(self) -> Iterator[tuple[str, tuple[list[Weighted], list[str]]]]:
@@ -138,11 +142,13 @@ class Search:
         for block in self.context.blocks.of_kind("bridge"):
             layers = [layer for layer in self._layers if isinstance(layer, Weighted) and layer.node in block.nodes]
             if len(layers) < 2:
+                self._apart.append(block.scope or block.nodes[0].name)
                 continue
             inner = topology.between([position[id(layers[0].node)]], [position[id(layers[-1].node)]])
             nodes = [topology.nodes[place] for place in inner]
             names = {node.name for node in nodes}
             if any(layer.node.name not in names for layer in layers):
+                self._apart.append(block.scope or block.nodes[0].name)
                 continue
             read = [tensor for node in nodes for tensor in topology.activation_inputs(node)]
             outer = [tensor.name for tensor in read if not any(node.name in names for node in tensor.inputs)]
@@ -216,6 +222,10 @@ class Search:
         for what, entries in (("weights", weights), ("activations", activations)):
             kinds = Counter(map(_described, entries))
             yield f"{len(entries)} {what}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        if self._composed:
+            yield f"{self._composed} bridges judged as a whole"
+        for name in self._apart:
+            yield f"bridge {name}: judged layer by layer; it takes two quantized layers and all nodes between them"
         if not self.context.target.zero_point and "asymmetric" in self.options.schemes:
             yield f"target {self.context.target.name} has no zero-points: weights symmetric, activations shifted"
 

@@ -109,7 +109,7 @@ def _weight(weight: gs.Constant, entry: PlanEntry) -> Tensor:
 
 
 def _biases(graph: gs.Graph, state: Mapping[str, PlanEntry]) -> Iterator[tuple[str, Tensor]]:
-    """Those that `quantize_biases` makes int32: of layers that read codes with codes for weights."""
+    """Those that `quantize_biases` makes int32: of layers that read 8-bit codes with 8-bit codes for weights."""
     for layer in graph.nodes:
         if layer.op not in ("Conv", "Gemm") or len(layer.inputs) < 3 or not isinstance(layer.inputs[2], gs.Constant):
             continue
@@ -119,6 +119,7 @@ def _biases(graph: gs.Graph, state: Mapping[str, PlanEntry]) -> Iterator[tuple[s
             for entry in entries
             if entry is not None
             and isinstance(entry.quantizer, UniformQuantizer)
+            and entry.quantizer.bits == 8
             and (entry.consumers is None or layer.name in entry.consumers)
         ]
         if len(scales) < 2 or bias.dtype != np.float32 or bias.values.ndim != 1:

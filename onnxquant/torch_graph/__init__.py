@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
         raise
     raise OnnxquantError("this needs torch, which is not installed: pip install 'onnxquant[search]'") from None
 
-from onnxquant.torch_graph.gradients import Gradient, SampledLoss, gradients
+from onnxquant.torch_graph.gradients import Gradient, SampledLoss, gradients, typical_gradients
 from onnxquant.torch_graph.graph import TorchGraph
 
-__all__ = ["Gradient", "SampledLoss", "TorchGraph", "gradients"]
+__all__ = ["Gradient", "SampledLoss", "TorchGraph", "gradients", "typical_gradients"]

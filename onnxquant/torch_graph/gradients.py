@@ -57,18 +57,69 @@ def gradients(
     Raises:
         OnnxquantError: as `TorchGraph.run` and the loss; or a tensor is not float.
     """
+    with torch.enable_grad(), full_float32(graph.device):
+        values = _watched(graph, feeds, tensors)
+        found = torch.autograd.grad(
+            _total(graph, values, loss), [values[name] for name in tensors], materialize_grads=True
+        )
+    return {name: Gradient(values[name].detach(), each) for name, each in zip(tensors, found, strict=True)}
+
+
+def typical_gradients(
+    graph: TorchGraph,
+    feeds: Mapping[str, Tensor | ArrayLike],
+    tensors: Sequence[str],
+    losses: Sequence[Loss],
+    beside: Sequence[str] = (),
+) -> tuple[dict[str, Gradient], dict[str, Tensor]]:
+    """As `gradients`, for several losses: of each tensor the root of the mean of the squares of its gradients.
+
+    There is one forward, and a backward for each loss; one loss' gradients are held at a time.
+
+    Args:
+        graph: as in `gradients`.
+        feeds: the same.
+        tensors: the same.
+        losses: one or more.
+        beside: names of tensors whose values alone are wanted.
+
+    Returns:
+        Values and gradients, and the values of the others.
+    """
+    with torch.enable_grad(), full_float32(graph.device):
+        values = _watched(graph, feeds, tensors, beside)
+        watched = [values[name] for name in tensors]
+        squares: list[Tensor] = []
+        for number, loss in enumerate(losses, start=1):
+            total = _total(graph, values, loss)
+            found = torch.autograd.grad(total, watched, retain_graph=number < len(losses), materialize_grads=True)
+            if squares:
+                for square, each in zip(squares, found, strict=True):
+                    square.addcmul_(each, each)
+            else:
+                squares = [each.square() for each in found]
+    typical = [square.div_(len(losses)).sqrt_() for square in squares]
+    gradients = {name: Gradient(values[name].detach(), each) for name, each in zip(tensors, typical, strict=True)}
+    return gradients, {name: values[name].detach() for name in beside}
+
+
+def _watched(
+    graph: TorchGraph, feeds: Mapping[str, Tensor | ArrayLike], tensors: Sequence[str], beside: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Values of the outputs and of all that is named, the tensors among them with a gradient."""
 
     def watched(value: Tensor) -> Tensor:
         return value if value.requires_grad or not value.is_floating_point() else value.detach().requires_grad_()
 
-    with torch.enable_grad(), full_float32(graph.device):
-        values = graph.run(feeds, [*graph.outputs, *tensors], dict.fromkeys(tensors, watched))
-        for name in tensors:
-            if not values[name].requires_grad:
-                raise OnnxquantError(f"tensor {name}: is not float, so it has no gradient; leave it out")
-        total = loss({name: values[name] for name in graph.outputs})
-        found = torch.autograd.grad(total, [values[name] for name in tensors], materialize_grads=True)
-    return {name: Gradient(values[name].detach(), each) for name, each in zip(tensors, found, strict=True)}
+    values = graph.run(feeds, [*graph.outputs, *tensors, *beside], dict.fromkeys(tensors, watched))
+    for name in tensors:
+        if not values[name].requires_grad:
+            raise OnnxquantError(f"tensor {name}: is not float, so it has no gradient; leave it out")
+    return values
+
+
+def _total(graph: TorchGraph, values: Mapping[str, Tensor], loss: Loss) -> Tensor:
+    return loss({name: values[name] for name in graph.outputs})
 
 
 class SampledLoss:

@@ -1,20 +1,14 @@
 """search_scales: each quantizer becomes the one that the loss minds least, within what the target takes."""
 
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from onnxquant import rewrite
 from onnxquant.errors import OnnxquantError
-from onnxquant.graph.model import load
-from onnxquant.measure.metrics import sqnr_db
-from onnxquant.pipeline import canonicalise
-from onnxquant.search.layers import Weighted, layer_of
-from onnxquant.search.objective import quantized_for, quantized_weights
-from onnxquant.torch_graph import TorchGraph
-from tests.graphs import attention, images, parse, run
+from tests.graphs import attention, images, parse
 
 RNG = np.random.default_rng(0)
 
@@ -127,40 +121,6 @@ def normal_images():
     return np.random.default_rng(5).standard_normal((8, 4, 8, 8)).astype(np.float32)
 
 
-def simulated(proto, result, **feeds):
-    """What the search computes with: float layers in torch that read fake-quantized values."""
-    model = load(proto)
-    canonicalise(model)
-    state = {entry.tensor: entry for entry in result.plan.entries}
-    layers = [layer for layer in map(layer_of, model.graph.nodes) if layer is not None]
-    changed = {
-        layer.right: layer.as_weight(quantized_weights(layer, state[layer.right]))
-        for layer in layers
-        if isinstance(layer, Weighted)
-    }
-    whole = [each for each in state.values() if each.role == "activation" and each.consumers is None]
-    transforms = {each.tensor: lambda value, each=each: quantized_for(None, value, each) for each in whole}
-    transforms |= {
-        layer.left: lambda value, layer=layer: quantized_for(layer.node, value, state.get(layer.left))
-        for layer in layers
-    }
-    graph = TorchGraph(model)
-    with torch.no_grad():
-        return graph.run({**feeds, **changed}, transforms=transforms)[graph.outputs[0]].numpy()
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-def test_the_runtime_computes_what_the_search_did(target, bits):
-    proto, x = convolutions(), normal_images()
-    overrides = [f"{name}.bits={bits}" for name in ("quantize_conv_weights", "quantize_activations")]
-    overrides += ["search_scales.candidates=20", "quantize_conv_weights.where=all"]
-    result = rewrite(
-        proto, recipe="q-hyvit", calibration=x, target=target, overrides=overrides, samples=4, min_sqnr=-np.inf
-    )
-    assert sqnr_db(simulated(proto, result, image=x), run(result.model, image=x)[0]) > 40
-
-
 def test_a_search_needs_data():
     with pytest.raises(OnnxquantError, match=r"search_scales|--calib"):
         rewrite(convolutions(), recipe="q-hyvit", target="tensorrt")
@@ -190,6 +150,39 @@ def test_bridges_are_judged_by_their_last_layer():
     ]
     assert changed
     assert all("conv_kxk" in node or "conv_1x1" in node for node in changed)
+
+
+def with_rule(path, rule, **options):
+    """A search by the recipe with a rule of the user's."""
+    own = path / "own.toml"
+    own.write_text(packaged("q-hyvit.toml") + f'[[rule]]\nkind = "bridge"\n{rule}\n')
+    overrides = [f"search_scales.{name}={value}" for name, value in {"candidates": 20, "rounds": 1, **options}.items()]
+    return rewrite(
+        convolutions(), recipe=str(own), calibration=normal_images(), target="tensorrt", overrides=overrides,
+        min_sqnr=-np.inf, samples=4,
+    )  # fmt: skip
+
+
+def packaged(recipe):
+    return (files("onnxquant.recipes") / recipe).read_text("utf-8")
+
+
+def test_a_bridge_that_a_rule_names_is_judged_as_a_whole(tmp_path):
+    """Its first layer by what the last one makes of it."""
+    rule = 'name = "^(Conv|Sigmoid|Mul)_"'
+    together, alone = (with_rule(tmp_path, rule, bridges=str(bridges).lower()) for bridges in (True, False))
+    assert together.report.blocks["bridge"] == 1
+    assert "1 bridges judged as a whole" in note(together)
+    assert "bridge" not in note(alone)
+    scales = [entry(result, "first").quantizer.scale.tolist() for result in (together, alone)]
+    assert scales[0] != scales[1]
+
+
+def test_a_bridge_without_the_nodes_between_its_layers_is_named(tmp_path):
+    result = with_rule(tmp_path, 'op_type = "Conv"')
+    assert result.report.blocks["bridge"] == 2
+    for name in ("Conv_0", "Conv_3"):
+        assert f"bridge {name}: judged layer by layer" in note(result)
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch):

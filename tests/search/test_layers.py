@@ -6,7 +6,6 @@ import torch
 
 from onnxquant.graph.model import load
 from onnxquant.search.layers import layer_of
-from onnxquant.torch_graph import Gradient
 from tests.graphs import parse, run
 
 RNG = np.random.default_rng(0)
@@ -52,9 +51,9 @@ def product_of(proto, count, **feeds):
     """The product of a graph's only layer, whose gradient is its output, so that places can be told apart."""
     (y,) = run(proto, **feeds)
     (layer,) = (layer_of(node) for node in load(proto).graph.nodes)
-    arrays = {**feeds, "y": y}
-    values = {name: Gradient(torch.from_numpy(array), torch.from_numpy(array)) for name, array in arrays.items()}
-    return layer, layer.product([layer.piece(values, count, np.random.default_rng(0))] * 2), y
+    values = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    piece = layer.piece(values, torch.from_numpy(y), count, np.random.default_rng(0))
+    return layer, layer.product([piece] * 2), y
 
 
 @pytest.mark.parametrize(("proto", "x"), WEIGHTED)

@@ -8,7 +8,7 @@ from onnx.shape_inference import infer_shapes
 from onnx.utils import Extractor
 
 from onnxquant.errors import OnnxquantError
-from onnxquant.torch_graph import SampledLoss, TorchGraph, gradients
+from onnxquant.torch_graph import SampledLoss, TorchGraph, gradients, typical_gradients
 from tests.fixtures import with_batch
 from tests.graphs import attention, images, run
 from tests.torch_graph.comparing import assert_close, model_of, normal
@@ -47,6 +47,19 @@ def test_gradients_are_finite_differences_in_onnxruntime(found, tensor):
         step = 3e-2 * direction / np.linalg.norm(direction)
         difference = (loss(value + step) - loss(value - step)) / 2
         assert difference == pytest.approx((gradient * step).sum(), abs=float(0.01 * 3e-2 * np.linalg.norm(gradient)))
+
+
+def test_typical_gradients_are_the_root_mean_square_of_those_of_each_loss():
+    graph, feeds = TorchGraph(attention()), {"image": images()}
+    losses = [SampledLoss(seed) for seed in range(3)]
+    found, beside = typical_gradients(graph, feeds, ["stem", "probs"], losses, ["tokens", "probs"])
+    alone = [gradients(graph, feeds, ["stem", "probs", "tokens"], SampledLoss(seed)) for seed in range(3)]
+    for name in ("stem", "probs"):
+        each = np.stack([draw[name].gradient.numpy() for draw in alone])
+        np.testing.assert_allclose(found[name].gradient, np.sqrt(np.square(each).mean(axis=0)), rtol=1e-5, atol=1e-9)
+        assert torch.equal(found[name].value, alone[0][name].value)
+    assert torch.equal(beside["tokens"], alone[0]["tokens"].value)
+    assert not any(value.requires_grad for value in beside.values())
 
 
 @pytest.mark.parametrize("tensor", TENSORS)
