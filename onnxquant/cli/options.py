@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from onnxquant.calibration.dataset import Dataset
     from onnxquant.graph.model import Model
@@ -123,16 +124,39 @@ def parse_percent(text: str, option: str) -> float:
     return share
 
 
+class ProgressBar:
+    """A bar with the time left, and what it is for.
+
+    Args:
+        progress: that draws it.
+        what: see there.
+    """
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress, self._task, self._done = progress, progress.add_task(what, total=None), 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Draw it anew; a smaller `done` than before begins anew, and so does the estimate."""
+        if done < self._done:
+            self._progress.reset(self._task)
+        self._done = done
+        self._progress.update(self._task, completed=done, total=total)
+
+    def begin(self, what: str) -> None:
+        """Begin anew, for something else."""
+        self._progress.reset(self._task, total=None, description=what)
+        self._done = 0
+
+
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str) -> Iterator[ProgressBar]:
     """A bar on stderr, drawn on terminals only; give what is yielded (done, total)."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    console, columns = Console(stderr=True), (*Progress.get_default_columns(), TextColumn("left"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield ProgressBar(progress, what)
 
 
 def open_console(stderr: bool = False) -> Console:

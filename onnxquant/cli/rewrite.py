@@ -21,9 +21,11 @@ from onnxquant.defaults import (
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_graphsurgeon as gs
 
     from onnxquant.calibration.dataset import Dataset
-    from onnxquant.pass_manager import AfterEach
+    from onnxquant.cli.options import ProgressBar
+    from onnxquant.pass_manager import AfterEach, Pass
     from onnxquant.pipeline import RewriteResult
 
 PIPE = Path("-")
@@ -50,7 +52,8 @@ def rewrite_command(
         str, typer.Option(metavar="|".join(FLOAT_TYPES), help="Type of what is not quantized, but for what overflows.")
     ] = DEFAULT_FLOAT_TYPE,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of a pass.")
+        list[str] | None,
+        typer.Option("--set", metavar="[PASS.]OPTION=VALUE", help="Change an option of passes."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to calibrate on, at most.")] = DEFAULT_SAMPLES,
     batch_size: BatchSize = DEFAULT_BATCH_SIZE,
@@ -97,6 +100,7 @@ def rewrite_command(
     from onnxquant.graph.model import load, read_stream, save, save_stream
     from onnxquant.pipeline import rewrite
     from onnxquant.plan import QuantizationPlan
+    from onnxquant.recipes import load_recipe
 
     piped_in, piped_out = model == PIPE, output == PIPE
     _check_pipes(piped_in, output, as_json)
@@ -129,7 +133,9 @@ def rewrite_command(
 
         assert dataset is not None
         hooks.append(VerifyEach(loaded, dataset, lambda line: typer.echo(line, err=True)))
-    with progress_bar("calibrating") as progress:
+    stages = [] if plan else [str(step.get("name")) for step in load_recipe(recipe or DEFAULT_RECIPE).passes]
+    with progress_bar("rewrite") as progress:
+        hooks.insert(0, _named_after([*stages, "fit_budget"], progress))
         result = rewrite(
             loaded,
             recipe=recipe or DEFAULT_RECIPE,
@@ -161,6 +167,24 @@ def rewrite_command(
         print_json(rewritten.as_json(result.report, output))
     else:
         rewritten.print_table(result.report, "stdout" if piped_out else str(output), stderr=piped_out)
+
+
+def _named_after(stages: list[str], progress: ProgressBar) -> AfterEach:
+    """What lets the bar have the name of the pass that is running.
+
+    Args:
+        stages: names of passes in the order they run; others may run between them.
+        progress: the bar.
+    """
+    pending = list(stages)
+
+    def after_each(position: int, step: Pass, graph: gs.Graph) -> None:
+        if step.pass_name() in pending:
+            pending.remove(step.pass_name())
+        if pending:
+            progress.begin(pending[0])
+
+    return after_each
 
 
 def _check_pipes(piped_in: bool, output: Path | None, as_json: bool) -> None:

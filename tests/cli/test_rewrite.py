@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +86,7 @@ def test_every_pass_can_be_verified_and_dumped(folder):
     assert "verify insert_quantizers: checker passed" in done.stderr
     dumps = sorted(path.name for path in (folder / "dumps").iterdir())
     assert dumps[0] == "00_fold_constants.onnx"
-    assert dumps[-1].endswith("_share_initializers.onnx")
+    assert dumps[-1].endswith("_pack_int4.onnx")
     for name in dumps:
         ort.InferenceSession(folder / "dumps" / name, providers=["CPUExecutionProvider"])
 
@@ -146,6 +149,29 @@ def test_targets_without_zero_points_get_symmetric_weights(folder):
         tensor for tensor in onnx.load(folder / "model.q.onnx").graph.initializer if tensor.name.endswith("_quantized")
     ]
     assert {tensor.data_type for tensor in codes} == {onnx.TensorProto.INT8}
+
+
+def test_a_terminal_shows_the_pass_that_is_running_and_the_time_left(folder):
+    master, slave = pty.openpty()
+    options = ["--recipe", "q-hyvit", "--target", "reference", "--set", "search_scales.candidates=10"]
+    options += ["--set", "search_scales.rounds=1", "--min-sqnr=-100"]
+    command = [Path(sys.executable).with_name("onnxquant"), "rewrite", "model.onnx", "--calib", "calib.npz", *options]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=slave, env=environment) as process:
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                part = os.read(master, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+    os.close(master)
+    assert process.returncode == 0
+    for stage in ("calibrate", "search_scales"):
+        assert re.search(rf"{stage}.*\d+%.*[-\d]:[-\d]+:[-\d]+.*left", shown.decode()), stage
 
 
 def test_the_demo_keeps_its_accuracy(tmp_path):
