@@ -279,6 +279,7 @@ def _from_checkpoint(arch: str, path: Path) -> tuple[Any, dict[str, Any], list[s
     try:
         found, state, classes = content["arch"], content["state_dict"], content["classes"]
         preprocessing = _preprocessing(content["preprocessing"])
+        options = dict(content.get("arch_options", {}))
         if not (classes and all(isinstance(name, str) for name in classes)):
             raise ValueError("classes is not a list of names")
     except (LookupError, TypeError, ValueError) as error:
@@ -291,8 +292,8 @@ def _from_checkpoint(arch: str, path: Path) -> tuple[Any, dict[str, Any], list[s
         raise OnnxquantError(
             f"{path}: holds weights of {found}, not of {arch}: export {found} or give its own checkpoint"
         )
-    model = timm.create_model(arch, pretrained=False, num_classes=len(classes))
     try:
+        model = timm.create_model(arch, pretrained=False, num_classes=len(classes), **options)
         model.load_state_dict(state)
     except Exception as error:  # also TypeErrors and AttributeErrors from a state_dict that is none
         raise OnnxquantError(

@@ -1,4 +1,4 @@
-"""Train the small classifiers that onnxquant's demo, tests and benchmark stand on.
+r"""Train the small classifiers that onnxquant's demo, tests and benchmark stand on.
 
 Two data sets, one split each, fixed for good:
 
@@ -11,6 +11,9 @@ Runs in the export environment (``make export-env``)::
 
     python tools/train.py digits  --schedule 64x60 --out runs/digits
     python tools/train.py cifar10 --zip cifar10.zip --schedule 32x12,48x12,64x16 --out runs/cifar10
+    python tools/train.py cifar10 --zip cifar10.zip --schedule 32x8,48x8,64x6 --out runs/vit --lr 1e-3 \
+        --arch vit_tiny_patch16_224 --arch-options '{"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 6,
+        "num_heads": 4, "dynamic_img_size": true}'
 
 ``--schedule`` lists image size x epochs: early epochs on small images cost a fraction of the later ones. A run that was
 interrupted goes on from its last finished epoch when the same command is given again. The result is ``OUT/model.pt``
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import time
 import zipfile
 from collections.abc import Callable
@@ -134,6 +138,7 @@ def main() -> None:
     parser.add_argument("data", choices=["digits", "cifar10"])
     parser.add_argument("--zip", type=Path, help="zip of class folders, for cifar10")
     parser.add_argument("--arch", default="mobilevit_xxs", help="timm model name")
+    parser.add_argument("--arch-options", type=json.loads, default={}, help="what timm builds it with, as JSON")
     parser.add_argument("--schedule", type=parse_schedule, required=True, help="image size x epochs, e.g. 32x12,64x16")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -150,7 +155,8 @@ def main() -> None:
     for field in ("train_images", "train_labels", "held_images", "held_labels"):
         setattr(data, field, getattr(data, field).to(device))
 
-    model = timm.create_model(args.arch, num_classes=len(data.classes)).to(memory_format=torch.channels_last)
+    model = timm.create_model(args.arch, num_classes=len(data.classes), **args.arch_options)
+    model = model.to(memory_format=torch.channels_last)
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
     normalize = Normalize(mean, std)
     sizes: list[int] = args.schedule
@@ -202,7 +208,7 @@ def main() -> None:
     }  # fmt: skip
     torch.save(
         {"state_dict": {k: v.contiguous().cpu() for k, v in model.state_dict().items()}, "arch": args.arch,
-         "classes": data.classes, "preprocessing": preprocessing},
+         "arch_options": args.arch_options, "classes": data.classes, "preprocessing": preprocessing},
         args.out / "model.pt",
     )  # fmt: skip
     print(f"{args.out / 'model.pt'}: {accuracy(model, data, normalize, sizes[-1]):.2%} of the held images")

@@ -174,6 +174,22 @@ def test_checkpoint_gives_weights_classes_and_size(tmp_path: Path, checkpoint: d
     assert json.loads(found["onnxquant.preprocessing"]) == {**CHECKPOINT_PREPROCESSING, "crop_mode": "center"}
 
 
+def test_checkpoint_says_how_its_model_is_built(tmp_path: Path) -> None:
+    """A transformer smaller than any of timm's."""
+    import timm
+
+    arch, options = "vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1}
+    model = timm.create_model(arch, num_classes=4, **options)
+    preprocessing = {**CHECKPOINT_PREPROCESSING, "input_size": [32, 32]}
+    content = {"state_dict": model.state_dict(), "arch": arch, "arch_options": options, "classes": list("abcd")}
+    weights = save({**content, "preprocessing": preprocessing}, tmp_path / "model.pt")
+    expected, found = torch_and_onnx(model, export(arch, tmp_path / "out.onnx", checkpoint=weights), 2, 3, 32, 32)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    weights = save({**content, "arch_options": {"depth": 2}, "preprocessing": preprocessing}, tmp_path / "model.pt")
+    with pytest.raises(OnnxquantError, match="its weights do not fit"):
+        export(arch, tmp_path / "out.onnx", checkpoint=weights)
+
+
 def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
     weights = save(checkpoint, tmp_path / "model.pt")
     with pytest.raises(OnnxquantError, match=r"holds weights of mobilevit_xxs, not of mobilevit_xs"):
