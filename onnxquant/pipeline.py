@@ -234,7 +234,7 @@ def canonicalise(model: Model) -> list[PassRun]:
 
 def apply_edits(model: Model, plan: QuantizationPlan) -> None:
     """Make of a canonical graph the one that `plan` names the tensors of; it computes the same."""
-    PassManager(_editing_passes(plan)).run(PassContext(model, load_target(plan.target), plan))
+    PassManager(_editing_passes(plan), frozenset({"plan"})).run(PassContext(model, load_target(plan.target), plan))
 
 
 def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.Graph:

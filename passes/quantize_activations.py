@@ -41,6 +41,7 @@ class QuantizeActivations(Pass):
 
     Attributes:
         bits: 2 to 8; codes below 8 bits are stored in 8-bit types.
+        input_bits: the same, of what the network is fed: an image has 8 itself. None: as all others.
         range: how the range is chosen from what calibration saw (`onnxquant.calibration.range_methods`).
         percentile: for range=percentile.
         scheme: asymmetric (uint8 and a zero-point), symmetric (int8, zero-point 0), or what the target takes.
@@ -51,6 +52,7 @@ class QuantizeActivations(Pass):
     """
 
     bits: Annotated[int, Field(ge=2, le=8)] = 8
+    input_bits: Annotated[int, Field(ge=2, le=8)] | None = None
     range: RangeMethod = "mse"
     percentile: Annotated[float, Field(gt=50, le=100)] = DEFAULT_PERCENTILE
     scheme: Literal["auto", "asymmetric", "symmetric"] = "auto"
@@ -82,8 +84,11 @@ class QuantizeActivations(Pass):
             self._share_with_skips(graph, readers, context)
         if not readers:
             return PassResult(False, ("no activation that a quantized layer reads",))
+        topology, tensors, fed = Topology(graph), graph.tensors(), {tensor.name for tensor in graph.inputs}
         for name, nodes in readers.items():
-            context.plan.add(self._decide(name, nodes, symmetric, context))
+            is_fed = topology.origin(tensors[name]).name in fed
+            bits = self.input_bits if is_fed and self.input_bits is not None else self.bits
+            context.plan.add(self._decide(name, nodes, bits, symmetric, context))
         return PassResult(False, (f"{len(readers)} activations to {self.bits} bits, ranges by {self.range}",))
 
     def _share_with_skips(
@@ -103,18 +108,20 @@ class QuantizeActivations(Pass):
             if topology.op(layer) == "Conv" and topology.is_linear(layer) and not in_transformer:
                 shared.append(add)
 
-    def _decide(self, tensor: str, nodes: list[gs.Node] | None, symmetric: bool, context: PassContext) -> PlanEntry:
+    def _decide(
+        self, tensor: str, nodes: list[gs.Node] | None, bits: int, symmetric: bool, context: PassContext
+    ) -> PlanEntry:
         seen = context.observed(tensor, Histogram)
         if seen is None:
             raise OnnxquantError(
                 f"{self.pass_name()}: the ranges of activations must be measured; give data with --calib"
             )
-        low, high = find_range(seen, self.range, bits=self.bits, symmetric=symmetric, percentile=self.percentile)
+        low, high = find_range(seen, self.range, bits=bits, symmetric=symmetric, percentile=self.percentile)
         read = "written by an integer layer" if nodes is None else f"read by {', '.join(sorted({n.op for n in nodes}))}"
         return PlanEntry(
             tensor=tensor,
             role="activation",
-            quantizer=UniformQuantizer.from_range(np.array(low), np.array(high), bits=self.bits, symmetric=symmetric),
+            quantizer=UniformQuantizer.from_range(np.array(low), np.array(high), bits=bits, symmetric=symmetric),
             consumers=None if nodes is None else [node.name for node in nodes],
             node=nodes[0].name if nodes else "",
             why=f"{read}; range by {self.range}",

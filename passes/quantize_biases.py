@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from onnxquant.graph.edit import UniqueNames
 from onnxquant.pass_manager import Pass, PassContext, PassResult
-
-LIMIT = 2**31 - 1
+from onnxquant.quantizers.bias import bias_codes
 
 
 class QuantizeBiases(Pass):
@@ -48,14 +47,12 @@ def _int32_bias(layer: gs.Node, unique: UniqueNames) -> gs.Node | None:
     read, weight = (_scale(tensor) for tensor in layer.inputs[:2])
     if bias.dtype != np.float32 or bias.values.ndim != 1 or read is None or weight is None:
         return None
-    step = np.asarray(read * weight, np.float32)
-    if step.size not in (1, bias.values.size) or not (step > 0).all():
-        return None  # a scale of the product below what float32 holds
-    codes = np.rint(bias.values.astype(np.float64) / step)
-    if np.abs(codes).max(initial=0) > LIMIT:
+    found = bias_codes(bias.values, read, weight)
+    if found is None:
         return None
+    codes, step = found
     parameters = [
-        gs.Constant(unique(f"{bias.name}_quantized"), codes.astype(np.int32)),
+        gs.Constant(unique(f"{bias.name}_quantized"), codes),
         gs.Constant(unique(f"{bias.name}_scale"), step),
     ]
     dequantized = gs.Variable(unique(f"{bias.name}_dequantized"), np.float32, bias.shape)

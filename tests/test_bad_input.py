@@ -223,7 +223,7 @@ def test_an_output_path_that_can_not_be_written(fails, output):
 
 
 def test_an_unknown_recipe(fails):
-    assert "--recipe best: unknown; choose one of easyquant, efficientquant" in fails(
+    assert "--recipe best: unknown; choose one of adfq-vit, easyquant, efficientquant" in fails(
         "rewrite", "model.onnx", "--recipe", "best"
     )
 

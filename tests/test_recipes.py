@@ -40,10 +40,19 @@ def test_an_option_can_be_overridden():
     assert (step.bits, step.rounding) == (6, "nearest")
 
 
+def test_an_option_without_a_pass_is_that_of_all_passes_but_those_named():
+    passes = build_passes(load_recipe("efficientquant"), ["quantize_softmax_log2.bits=5", "bits=6"])
+    assert {step.pass_name(): step.bits for step in passes if hasattr(step, "bits")} == {
+        "quantize_conv_weights": 6,
+        "quantize_softmax_log2": 5,
+    }
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("bits=6", "write it as pass.option=value"),
+        ("depth=6", "--set depth: no pass of the recipe has such an option"),
+        ("=6", "write it as pass.option=value"),
         ("quantize_conv_weights.bits", "write it as pass.option=value"),
         ("quantize_nothing.bits=6", "the recipe has no such pass; it has classify_blocks"),
         ("quantize_conv_weights.bit=6", "quantize_conv_weights: bit: unknown option"),
@@ -83,3 +92,19 @@ def test_a_wrong_recipe_is_named(tmp_path, text, message):
 def test_an_unknown_recipe_is_answered_with_those_there_are():
     with pytest.raises(OnnxquantError, match=r"--recipe efficient: unknown; choose one of .*efficientquant, "):
         load_recipe("efficient")
+
+
+def test_a_recipe_may_be_given_as_an_object():
+    recipe = load_recipe("efficientquant")
+    fewer = recipe.model_copy(update={"passes": [step for step in recipe.passes if "softmax" not in step["name"]]})
+    result = rewrite(attention(), recipe=fewer)
+    assert {entry.role for entry in result.plan.entries} == {"weight"}
+
+
+def test_what_was_observed_before_a_pass_that_changes_it_does_not_serve_those_behind():
+    recipe = load_recipe("repq-vit")
+    first, second = (i for i, step in enumerate(recipe.passes) if step["name"] == "calibrate")
+    assert recipe.passes[first + 1]["name"] == "reparameterize_norms"
+    once = recipe.model_copy(update={"passes": recipe.passes[:second] + recipe.passes[second + 1 :]})
+    with pytest.raises(OnnxquantError, match=r"needs observations, which no pass before it provides; add calibrate"):
+        PassManager(build_passes(once))

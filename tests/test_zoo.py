@@ -41,9 +41,13 @@ QUICK = {  # the smallest of every family, where it is small; the others take to
     "mobileone_s0",
     "repvit_m0_9",
 }
-NEED_DATA = {"efficientquant-int8", "w8a8", "minmax", "easyquant", "ptq4vit", "q-hyvit", "q-hyvit-full"}
-"""Recipes that quantize activations, which takes data, and time; the others do without ranges."""
-BRIEF = [f"search_scales.{option}" for option in ("candidates=10", "rounds=1", "places=64", "images=1")]
+WITHOUT_DATA = {"efficientquant", "weights-only"}
+"""Recipes that quantize no activation by its range; the others take data, and time."""
+SEARCHED = [f"search_scales.{option}" for option in ("candidates=10", "rounds=1", "places=64", "images=1")]
+LEARNED = ["iterations=2", "reconstruct_modules.images=1"]
+BRIEF = {"q-hyvit": SEARCHED, "adfq-vit": LEARNED, "hybrid-4bit": [*SEARCHED, *LEARNED, "adaround.images=1"]}
+ONLY_FOR = {"q-hyvit": QUICK, "adfq-vit": {"deit_t", "swin_t"}, "hybrid-4bit": {"mobilevit_xxs"}, "fq-vit": {"deit_t"}}
+"""Recipes that take long, or are there to be compared with, and the models that they are tried on."""
 QUICK_WITH_DATA = {"mobilevit_xxs", "mobilevitv2_050", "efficientformer_l1", "efficientformerv2_s0", "deit_t"}
 GRAPHS = [
     pytest.param(name, exporter, marks=[] if name in QUICK else [pytest.mark.slow]) for name, exporter in FIXTURES
@@ -72,16 +76,16 @@ def for_each_recipe_and_target():
     """Small models for each target; large ones for the one that both runtimes must take, and with one recipe."""
     for graph, recipe in itertools.product(GRAPHS, recipe_names()):
         name, marks = graph.values[0], graph.marks
+        if recipe in ("easyquant", "minmax", "ptq4vit", "q-hyvit-full", "repq-vit"):
+            continue  # the passes are those of others
+        if recipe in ONLY_FOR:
+            if name in ONLY_FOR[recipe] and (graph.values[1] == "dynamo" or recipe == "adfq-vit"):
+                yield pytest.param(*graph.values, "tensorrt", recipe, marks=pytest.mark.slow)
+            continue
         if name not in QUICK and recipe != DEFAULT_RECIPE:
             continue
         targets = ("onnxruntime", "tensorrt") if name in QUICK else ("portable",)
-        if recipe in ("easyquant", "minmax", "ptq4vit", "q-hyvit-full"):
-            continue  # the passes are those of q-hyvit
-        if recipe == "q-hyvit":
-            targets, marks = targets[-1:], [pytest.mark.slow]
-            if graph.values[1] == "torchscript":
-                continue
-        elif recipe in NEED_DATA and name not in QUICK_WITH_DATA:
+        if recipe not in WITHOUT_DATA and name not in QUICK_WITH_DATA:
             if recipe != "w8a8":
                 continue
             marks = [pytest.mark.slow]
@@ -121,8 +125,8 @@ def test_attention_and_bridges_are_those_of_the_table_with_names_and_without(nam
 @pytest.mark.parametrize(("name", "exporter", "target", "recipe"), list(for_each_recipe_and_target()))
 def test_every_recipe_gives_a_model_that_its_target_takes(name, exporter, target, recipe):
     image = np.random.default_rng(0).standard_normal((1, 3, *ZOO[name].preprocessing.input_size), np.float32)
-    data = image if recipe in NEED_DATA else None
-    brief = BRIEF if recipe == "q-hyvit" else ()
+    data = None if recipe in WITHOUT_DATA else image
+    brief = BRIEF.get(recipe, ())
     result = rewrite(
         fixture(name, exporter), recipe=recipe, calibration=data, target=target, overrides=brief, min_sqnr=-math.inf
     )

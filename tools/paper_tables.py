@@ -15,52 +15,94 @@ import csv
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from onnxquant import load, rewrite
 from onnxquant.calibration.dataset import open_dataset, parse_slice
 from onnxquant.calibration.samples import Dataset, input_specs
+from onnxquant.defaults import DEFAULT_SAMPLES
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure.accuracy import evaluate
 from onnxquant.preprocessing import Preprocessing, classes_from_metadata
-from onnxquant.recipes import load_recipe
+from onnxquant.recipes import Recipe, build_passes, find_pass, load_recipe
 
 RESULTS = Path(__file__).parents[1] / "models" / "paper_results.csv"
 
 
-def efficientquant(weight_bits: str, activation_bits: str, _: str) -> list[str]:
-    return [f"quantize_conv_weights.bits={weight_bits}", f"quantize_softmax_log2.bits={activation_bits}"]
+Settings = dict[str, str]
 
 
-def every_layer(weight_bits: str, activation_bits: str, _: str) -> list[str]:
-    weights = [f"quantize_{kind}_weights.bits={weight_bits}" for kind in ("conv", "linear")]
-    return [*weights, f"quantize_activations.bits={activation_bits}"]
+def settings(text: str) -> Settings:
+    """``POQ=yes;SLQ=no`` as a dict."""
+    return dict(choice.strip().split("=") for choice in text.split(";")) if "=" in text else {}
 
 
-def with_twins(weight_bits: str, activation_bits: str, setting: str) -> list[str]:
-    return [*every_layer(weight_bits, activation_bits, setting), f"quantize_twin_uniform.bits={activation_bits}"]
-
-
-def ablation(weight_bits: str, activation_bits: str, setting: str) -> list[str]:
+def hybrid_objective(given: Settings) -> list[str]:
     """Q-HyViT, Table 3: without the hybrid objective each layer is judged by itself, as in PTQ4ViT."""
-    choices = dict(choice.split("=") for choice in setting.split(";"))
-    granularity = '["layer", "channel"]' if choices["granularity"] == "yes" else '["layer"]'
-    schemes = '["symmetric", "asymmetric"]' if choices["scheme"] == "yes" else '["symmetric"]'
-    options = {"granularity": granularity, "schemes": schemes}
-    options["bridges"] = str(choices["scale_factor"] == "yes").lower()
-    searched = [f"search_scales.{name}={value}" for name, value in options.items()]
-    return [*every_layer(weight_bits, activation_bits, setting), *searched]
+    granularity = '["layer", "channel"]' if given["granularity"] == "yes" else '["layer"]'
+    schemes = '["symmetric", "asymmetric"]' if given["scheme"] == "yes" else '["symmetric"]'
+    bridges = str(given["scale_factor"] == "yes").lower()
+    options = {"granularity": granularity, "schemes": schemes, "bridges": bridges}
+    return [f"search_scales.{name}={value}" for name, value in options.items()]
 
 
-RECIPES: dict[str, tuple[str, str, Callable[[str, str, str], list[str]]]] = {
-    "EfficientQuant": ("efficientquant", "onnxruntime", efficientquant),
-    "EasyQuant": ("easyquant", "reference", every_layer),
-    "PTQ4ViT": ("ptq4vit", "reference", with_twins),
-    "Q-HyViT": ("q-hyvit", "reference", every_layer),
-    "Q-HyViT ablation": ("q-hyvit", "reference", ablation),
+def without_components(given: Settings) -> set[str]:
+    """ADFQ-ViT, Table 4."""
+    passes = {"POQ": "split_outliers", "SLQ": "quantize_gelu", "AMO": "reconstruct_modules"}
+    return {name for component, name in passes.items() if given[component] == "no"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a paper's method is here.
+
+    Attributes:
+        recipe: its name.
+        target: that it is measured on.
+        options: overrides, from a row's settings.
+        without: passes that are left out, from a row's settings.
+        fixed: passes whose bits don't follow the table.
+    """
+
+    recipe: str
+    target: str = "reference"
+    options: Callable[[Settings], list[str]] = lambda _: []
+    without: Callable[[Settings], set[str]] = lambda _: set()
+    fixed: tuple[str, ...] = ()
+
+    def build(self, weight_bits: str, activation_bits: str, setting: str, overrides: list[str]) -> Recipe:
+        """The recipe with its bits and options; of `overrides`, those that it has options for."""
+        given, recipe = settings(setting), load_recipe(self.recipe)
+        kept = [step for step in recipe.passes if step["name"] not in self.without(given)]
+        for step in kept:
+            fields = find_pass(step["name"]).model_fields
+            if "bits" in fields and step["name"] not in self.fixed:
+                step["bits"] = int(weight_bits if step["name"].endswith("_weights") else activation_bits)
+        known = {f"{step['name']}.{option}" for step in kept for option in find_pass(step["name"]).model_fields}
+        known |= {name.partition(".")[2] for name in known}
+        chosen = [text for text in overrides if text.partition("=")[0] in known]
+        built = build_passes(recipe.model_copy(update={"passes": kept}), [*self.options(given), *chosen])
+        steps = [{"name": step.pass_name(), **step.model_dump(mode="json", exclude_unset=True)} for step in built]
+        return recipe.model_copy(update={"passes": steps})
+
+
+METHODS = {
+    "ADFQ-ViT": Method("adfq-vit"),
+    "ADFQ-ViT ablation": Method("adfq-vit", without=without_components),
+    "EasyQuant": Method("easyquant"),
+    "EfficientQuant": Method("efficientquant", "onnxruntime"),
+    "FQ-ViT": Method("fq-vit", fixed=("quantize_softmax_log",)),
+    "PTQ4ViT": Method("ptq4vit"),
+    "Q-HyViT": Method("q-hyvit"),
+    "Q-HyViT ablation": Method("q-hyvit", options=hybrid_objective),
+    "RepQ-ViT": Method("repq-vit"),
 }
-"""A paper's method -> our recipe, target and options, given the bits of weights and activations and the setting."""
+"""By the papers' names."""
+
+FLOAT = ("FP32", "Full-Precision")
+"""What the papers call the float model."""
 
 NOT_MEASURED = "not measured"
 
@@ -74,7 +116,8 @@ class Measurements:
         data: labelled images; without them nothing is measured.
         calib_per_class: positions of each class to calibrate on.
         per_class: positions of each class to evaluate on.
-        searching: options of `search_scales`, ``name=value``.
+        overrides: options, ``[pass.]option=value``, of the recipes that have them.
+        samples: calibration images.
     """
 
     def __init__(
@@ -84,9 +127,10 @@ class Measurements:
         data: str | None,
         calib_per_class: slice | None,
         per_class: slice | None,
-        searching: list[str],
+        overrides: list[str],
+        samples: int,
     ) -> None:
-        self._searching = [f"search_scales.{option}" for option in searching]
+        self._overrides, self._samples = overrides, samples
         self._models, self._calib, self._data = models, calib, data
         self._calib_per_class, self._per_class = calib_per_class, per_class
         self.top1 = cache(self._top1)
@@ -94,18 +138,20 @@ class Measurements:
     def _top1(self, model: str, method: str, weight_bits: str, activation_bits: str, setting: str) -> float | None:
         """None where it can't be measured."""
         path = self._models.get(model)
-        if path is None or self._data is None or (method != "FP32" and method not in RECIPES):
+        if path is None or self._data is None or method not in (*FLOAT, *METHODS):
             return None
         held = self._open(path, self._data, self._per_class)
-        if method == "FP32":
+        if method in FLOAT:
             return 100 * evaluate(path, held).top1
-        recipe, target, options = RECIPES[method]
-        overrides = options(weight_bits, activation_bits, setting)
-        if any(step["name"] == "search_scales" for step in load_recipe(recipe).passes):
-            overrides += self._searching
+        chosen = METHODS[method]
         calibration = self._open(path, self._calib, self._calib_per_class) if self._calib else None
         result = rewrite(
-            path, recipe=recipe, target=target, overrides=overrides, calibration=calibration, min_sqnr=-math.inf
+            path,
+            recipe=chosen.build(weight_bits, activation_bits, setting, self._overrides),
+            target=chosen.target,
+            calibration=calibration,
+            samples=self._samples,
+            min_sqnr=-math.inf,
         )
         return 100 * evaluate(result.model, held).top1
 
@@ -121,7 +167,7 @@ def print_table(name: str, rows: list[dict[str, str]], measurements: Measurement
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         ours = None
-        if row["metric"] == "Top-1 (%)":
+        if row["metric"].startswith("Top-1"):
             ours = measurements.top1(row["model"], row["method"], row["wbits"], row["abits"], row["setting"])
         measured = (NOT_MEASURED, "") if ours is None else (f"{ours:.2f}", f"{ours - float(row['value']):+.2f}")
         bits = f"{row['wbits']}/{row['abits']}" if row["wbits"] else ""
@@ -144,7 +190,8 @@ def main() -> None:
     parser.add_argument("--data", help="labelled images to measure top-1 on")
     parser.add_argument("--calib-per-class", type=parse_slice)
     parser.add_argument("--per-class", type=parse_slice)
-    parser.add_argument("--search", action="append", default=[], metavar="OPTION=VALUE", help="of search_scales")
+    parser.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration images")
+    parser.add_argument("--set", action="append", default=[], metavar="[PASS.]OPTION=VALUE", help="of the recipes")
     args = parser.parse_args()
 
     tables: dict[str, list[dict[str, str]]] = {}
@@ -157,7 +204,7 @@ def main() -> None:
     if unknown := [name for name, _ in args.model if name not in known]:
         parser.error(f"--model {unknown[0]}: no table has a model of that name")
     measurements = Measurements(
-        dict(args.model), args.calib, args.data, args.calib_per_class, args.per_class, args.search
+        dict(args.model), args.calib, args.data, args.calib_per_class, args.per_class, args.set, args.samples
     )
     for name in [args.table] if args.table else tables:
         print_table(name, tables[name], measurements)

@@ -37,7 +37,8 @@ def calibrate_command(
     ),
     target: Annotated[str, typer.Option(help="Runtime to rewrite for.")] = DEFAULT_TARGET,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of a pass.")
+        list[str] | None,
+        typer.Option("--set", metavar="[PASS.]OPTION=VALUE", help="Change an option of passes."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to calibrate on, at most.")] = DEFAULT_SAMPLES,
     batch_size: BatchSize = DEFAULT_BATCH_SIZE,

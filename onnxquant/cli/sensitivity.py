@@ -25,7 +25,8 @@ def sensitivity_command(
     recipe: Annotated[str, typer.Option(help="Recipe name, or path of a recipe's .toml file.")] = DEFAULT_RECIPE,
     target: Annotated[str, typer.Option(help="Runtime the plan is for.")] = DEFAULT_TARGET,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of a pass.")
+        list[str] | None,
+        typer.Option("--set", metavar="[PASS.]OPTION=VALUE", help="Change an option of passes."),
     ] = None,
     by: Annotated[Literal["tensor", "block"], typer.Option(help="What to quantize at a time.")] = "tensor",
     samples: Annotated[

@@ -72,7 +72,8 @@ def build_passes(recipe: Recipe, overrides: list[str] | None = None) -> list[Pas
 
     Args:
         recipe: names passes and options.
-        overrides: ``pass.option=value`` each; the value is read as TOML, or as text where it isn't.
+        overrides: ``pass.option=value`` each, or ``option=value`` for every pass that has the option and isn't named
+            with it; the value is read as TOML, or as text where it isn't.
 
     Raises:
         OnnxquantError: an unknown pass or option, a value out of range.
@@ -80,11 +81,17 @@ def build_passes(recipe: Recipe, overrides: list[str] | None = None) -> list[Pas
     changed: dict[str, dict[str, Any]] = {}
     for override in overrides or []:
         target, equals, value = override.partition("=")
-        name, dot, option = target.strip().partition(".")
-        if not equals or not dot:
+        name, _, option = target.strip().rpartition(".")
+        if not equals or not option:
             raise OnnxquantError(f"--set {override}: write it as pass.option=value, e.g. quantize_conv_weights.bits=6")
         changed.setdefault(name, {})[option] = _read_value(value.strip())
     names = [str(table.get("name", "")) for table in recipe.passes]
+    for option, value in changed.pop("", {}).items():
+        having = [name for name in names if option in find_pass(name).model_fields]
+        if not having:
+            raise OnnxquantError(f"--set {option}: no pass of the recipe has such an option; see `onnxquant passes`")
+        for name in having:
+            changed[name] = {option: value} | changed.get(name, {})
     for name in changed:
         if name not in names:
             raise OnnxquantError(f"--set {name}: the recipe has no such pass; it has {', '.join(names)}")

@@ -60,6 +60,27 @@ class Errors:
         return self.output + self.probabilities
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What came of a module.
+
+    Attributes:
+        name: of the module.
+        before: its error.
+        soft: after learning, with roundings as they were learned.
+        after: with each up or down.
+    """
+
+    name: str
+    before: Errors
+    soft: Errors
+    after: Errors
+
+    @property
+    def better(self) -> bool:
+        return self.after.total < self.before.total
+
+
 class Reconstruction:
     """All modules of a graph in turn, each behind those already learned.
 
@@ -95,7 +116,7 @@ class Reconstruction:
         self.state.update({entry.tensor: entry for entry in known.entries})
         self._simulation = simulate(self.context.model, self.state.values(), self._device)
         self._weights, self._transforms = dict(self._simulation.weights), dict(self._simulation.transforms)
-        notes = []
+        found: list[Learned] = []
         with TemporaryDirectory(prefix="onnxquant-") as folder:
             self._folder = Path(folder)
             self._inputs = self._store_inputs()
@@ -103,10 +124,10 @@ class Reconstruction:
             self._quantized: dict[str, Stored] = {}
             self._probabilities: tuple[str, ...] = ()
             for position in range(known.done, len(self._modules)):
-                notes.append(self._learn(self._modules[position], position))
+                found.append(self._learn(self._modules[position], position))
                 file.write(position + 1, self.state.values())
         file.remove()
-        return notes
+        return list(_notes(found, known.done))
 
     def _identity(self) -> list[bytes]:
         options = self.options.model_dump_json(exclude={"resume"})
@@ -123,7 +144,7 @@ class Reconstruction:
         )
         return store(self._folder, self._samples, [spec.name for spec in specs], runs)
 
-    def _learn(self, module: Module, position: int) -> str:
+    def _learn(self, module: Module, position: int) -> Learned:
         outer = [name for name in module.inputs if name not in self._inputs]
         for name in self._probabilities:
             self._float.pop(name).remove()
@@ -137,7 +158,7 @@ class Reconstruction:
         before = self._errors(module, self._weights, self._transforms)
         if before.total < TINY:
             self._finish(module)
-            return f"{module.name}: exact as it is"
+            return Learned(module.name, before, before, before)
         rounding = {name: self._rounding(name) for name in module.weights}
         read_as = self._simulation.read
         scales = {
@@ -149,21 +170,19 @@ class Reconstruction:
         hard = {name: each.hardened() for name, each in rounding.items()}
         softly = self._errors(module, {**self._weights, **soft}, {**self._transforms, **scales})
         after = self._errors(module, {**self._weights, **hard}, {**self._transforms, **scales})
-        if after.total < before.total:
+        learned = Learned(module.name, before, softly, after)
+        if learned.better:
             self._weights.update(hard)
             self._transforms.update(scales)
-            self._keep(rounding, scales.values())
+            self._keep(learned, rounding, scales.values())
         self._finish(module)
-        kept = "" if after.total < before.total else "; kept as it was"
-        return (
-            f"{module.name}: output error {before.output:.2e} -> {after.output:.2e} "
-            f"({softly.output:.2e} before rounding){kept}"
-        )
+        return learned
 
-    def _keep(self, rounding: Mapping[str, SoftRounding], scales: Iterable[Transform]) -> None:
+    def _keep(self, found: Learned, rounding: Mapping[str, SoftRounding], scales: Iterable[Transform]) -> None:
+        why = f"; learned with {found.name}, whose output error went from {_change(found.before, found.after)}"
         for name, each in rounding.items():
-            learned = Rounding.learned(each.up().cpu().numpy())
-            self.state[name] = self.state[name].model_copy(update={"rounding": learned})
+            entry, learned = self.state[name], Rounding.learned(each.up().cpu().numpy())
+            self.state[name] = entry.model_copy(update={"rounding": learned, "why": entry.why + why})
         for scale in scales:
             entry = scale.learned()
             self.state[entry.tensor] = entry
@@ -286,6 +305,28 @@ class Reconstruction:
         divergences = [_divergence(expected[name], found[name]) for name in module.probabilities]
         zero = torch.zeros((), device=self._device)
         return sum(outputs, zero), sum(divergences, zero)
+
+
+def _notes(found: Sequence[Learned], earlier: int) -> Iterator[str]:
+    """In a few lines; the entries of the plan say it for each module."""
+    if earlier:
+        yield f"{earlier} modules were learned before"
+    changed = [each for each in found if each.before.total >= TINY]
+    if changed:
+        means = [
+            math.exp(np.mean([math.log(max(getattr(each, when).output, TINY)) for each in changed]))
+            for when in ("before", "after", "soft")
+        ]
+        yield (
+            f"{len(changed)} modules: output error {means[0]:.2e} -> {means[1]:.2e} in the mean "
+            f"({means[2]:.2e} before hard rounding)"
+        )
+    if kept := [each.name for each in changed if not each.better]:
+        yield f"kept as they were, since learning made them no better: {', '.join(kept)}"
+
+
+def _change(before: Errors, after: Errors) -> str:
+    return f"{before.output:.2e} to {after.output:.2e}"
 
 
 def _divergence(exact: Tensor, found: Tensor) -> Tensor:

@@ -226,7 +226,8 @@ def gather(
     plan = _plan_rows(result, tensors, owners)
     layers = comparison.layers if comparison else []
     producers = {output.name: node for node in model.graph.nodes for output in node.outputs}
-    layer_blocks = {tensor: owners[node.name] for tensor, node in producers.items()}
+    # Nodes that the recipe's own passes made are in no block.
+    layer_blocks = {tensor: owners[node.name] for tensor, node in producers.items() if node.name in owners}
     by_tensor_db = {layer.tensor: layer.sqnr_db for layer in layers}
     # In the order of the network
     profile = [(block.kind, by_tensor_db[tensor]) for tensor, block in layer_blocks.items() if tensor in by_tensor_db]

@@ -364,3 +364,10 @@ def test_full_quantization_takes_in_what_softmax_and_norms_read():
     )
     assert full.keys() - partial.keys() == {"scores", "logits"}
     assert len(full["scores"].consumers) == 1
+
+
+def test_what_the_network_is_fed_may_have_more_bits_than_the_rest():
+    bits = ("quantize_activations.bits=4", "quantize_activations.input_bits=8")
+    chosen = activations(w8a8(attention(), images(), "tensorrt", *bits))
+    assert chosen.pop("image").quantizer.bits == 8
+    assert {entry.quantizer.bits for entry in chosen.values()} == {4}

@@ -61,6 +61,8 @@ def test_attention_comes_closer_to_what_it_computed(tmp_path):
     before, after, soft = (float(text) for text in note.replace("(", "").split() if "e-" in text)
     assert after < 0.9 * before
     assert after == pytest.approx(soft, rel=0.2)
+    entry = next(entry for entry in result.plan.entries if entry.tensor == "q_weight")
+    assert "whose output error went from" in entry.why
 
 
 def logits(proto):

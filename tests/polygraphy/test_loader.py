@@ -35,7 +35,7 @@ def test_a_model_is_taken_as_it_is_and_left_so():
 
 
 def test_bad_input_is_polygraphys_error_with_the_same_line():
-    with pytest.raises(PolygraphyException, match="--recipe nothing: unknown; choose one of easyquant, efficientquant"):
+    with pytest.raises(PolygraphyException, match="--recipe nothing: unknown; choose one of adfq-vit, easyquant"):
         QuantizeOnnx(attention(), "nothing")()
 
 

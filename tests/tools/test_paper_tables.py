@@ -37,7 +37,7 @@ def test_a_model_that_is_given_is_measured_and_the_others_are_not():
     done = paper_tables(
         "--table", "EfficientQuant, Table 1", "--model", f"MobileViT_xxs={DEMO / 'mobilevit_xxs_digits.onnx'}",
         "--calib", DEMO / "digits_train.npz", "--data", DEMO / "digits.npz",
-        "--search", "candidates=10", "--search", "rounds=1", "--search", "places=64", "--search", "images=1",
+        "--set", "candidates=10", "--set", "rounds=1", "--set", "places=64", "--set", "search_scales.images=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = {(row[0], row[1]): row for row in rows_of(done.stdout)}

@@ -1,0 +1,78 @@
+"""Recipes for few bits on a transformer block: all passes of the papers together, and each with a part in it."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from onnxquant import rewrite
+from onnxquant.graph.model import load
+from onnxquant.measure.metrics import sqnr_db
+from onnxquant.pipeline import apply_edits, canonicalise
+from onnxquant.search.simulate import simulate
+from onnxquant.targets import load_target
+from tests.graphs import run
+from tests.passes.test_split_outliers import block
+
+BRIEF = {
+    "adfq-vit": ["iterations=100", "images=16"],
+    "hybrid-4bit": ["iterations=100", "images=8", "candidates=20", "rounds=1", "places=256"],
+    "repq-vit": ["bits=4"],
+    "minmax": ["bits=4"],
+}
+
+
+def tokens(count, seed):
+    return np.random.default_rng(seed).standard_normal((count, 16, 8)).astype(np.float32)
+
+
+def rewritten(recipe, target="reference"):
+    return rewrite(
+        block(),
+        recipe=recipe,
+        calibration=tokens(128, 1),
+        target=target,
+        overrides=BRIEF[recipe],
+        samples=64,
+        min_sqnr=-np.inf,
+    )
+
+
+def delivered(recipe):
+    data = tokens(64, 2)
+    return sqnr_db(run(block(), x=data)[0], run(rewritten(recipe).model, x=data)[0])
+
+
+def test_learning_beats_fixed_rounding_at_4_bits():
+    assert delivered("adfq-vit") > delivered("repq-vit") + 1
+    assert delivered("repq-vit") > delivered("minmax")
+
+
+@pytest.mark.parametrize("recipe", ["adfq-vit", "hybrid-4bit"])
+@pytest.mark.parametrize("target", ["reference", "tensorrt"])
+def test_the_runtime_computes_what_was_learned(recipe, target):
+    result, data = rewritten(recipe, target), tokens(64, 3)
+    kinds = {entry.quantizer.kind for entry in result.plan.entries}
+    assert kinds == {"uniform", "per-token", "shift-log"}
+    model = load(block())
+    canonicalise(model)
+    apply_edits(model, result.plan)
+    simulation = simulate(model, result.plan.entries, target=load_target(target))
+    expected = simulation.run({"x": data})["y"].detach().numpy()
+    assert sqnr_db(expected, exactly(result.model, data)) > 100
+    each = [sqnr_db(one, other) for one, other in zip(expected, run(result.model, x=data)[0], strict=True)]
+    assert np.median(each) > 40
+
+
+def exactly(model, data):
+    """ONNX Runtime without its rounding of float activations to 8 bits where weights are codes, the default."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    return ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": data})[0]
+
+
+def test_a_hybrid_learns_every_rounding():
+    result = rewritten("hybrid-4bit")
+    weights = [entry for entry in result.plan.entries if entry.role == "weight"]
+    learned = [entry for entry in weights if entry.rounding is not None and entry.rounding.mode == "learned"]
+    assert len(learned) >= len(weights) - 1  # one that learning made no better stays as it was
+    assert {entry.quantizer.bits for entry in weights} == {4}

@@ -1,0 +1,89 @@
+"""Top-1 of recipes at few bits, over seeds, as a Markdown table.
+
+    python tools/low_bits.py models/cifar10/vit.onnx --recipe minmax --recipe adfq-vit --bits 4 --bits 6 --seeds 3 \
+        --calib cifar10.zip --calib-per-class :4500 --data cifar10.zip --per-class 4500:
+
+``--bits`` is given to every pass that has the option, for weights and activations alike; a seed to every pass that has
+one. A recipe without a seed gives the same every time, and is measured once. ``--set`` changes options of the recipes
+that have them. Figures are those of the rewritten file in ONNX Runtime, with the SQNR at its output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+from onnxquant import load, rewrite
+from onnxquant.calibration.dataset import open_dataset, parse_slice
+from onnxquant.calibration.samples import Dataset, input_specs
+from onnxquant.defaults import DEFAULT_SAMPLES
+from onnxquant.errors import OnnxquantError
+from onnxquant.measure.accuracy import evaluate
+from onnxquant.preprocessing import Preprocessing, classes_from_metadata
+from onnxquant.recipes import find_pass, load_recipe
+
+
+def opened(path: Path, source: str, per_class: slice | None) -> Dataset:
+    model = load(path)
+    preprocessing = Preprocessing.from_metadata(model.metadata, model.name)
+    classes = classes_from_metadata(model.metadata, model.name)
+    return open_dataset(source, input_specs(model.graph), preprocessing, per_class, classes)
+
+
+def options_of(recipe: str) -> set[str]:
+    """What can be set in a recipe: ``option``, and ``pass.option``."""
+    names = [step["name"] for step in load_recipe(recipe).passes]
+    pairs = [(name, option) for name in names for option in find_pass(name).model_fields]
+    return {option for _, option in pairs} | {f"{name}.{option}" for name, option in pairs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--recipe", action="append", required=True)
+    parser.add_argument("--bits", type=int, action="append", required=True)
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--target", default="reference")
+    parser.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration images")
+    parser.add_argument("--calib", required=True)
+    parser.add_argument("--calib-per-class", type=parse_slice)
+    parser.add_argument("--data", required=True, help="labelled images")
+    parser.add_argument("--per-class", type=parse_slice)
+    parser.add_argument("--set", action="append", default=[], metavar="[PASS.]OPTION=VALUE")
+    args = parser.parse_args()
+
+    held = opened(args.model, args.data, args.per_class)
+    calibration = opened(args.model, args.calib, args.calib_per_class)
+    print(f"{args.model}: {100 * evaluate(args.model, held).top1:.2f} % of {len(held)} images, in float\n")
+    print("| recipe | bits W/A | top-1 (%) by seed | mean | SQNR (dB) | seconds |\n|---|---|---|---|---|---|")
+    for recipe in args.recipe:
+        known = options_of(recipe)
+        chosen = [text for text in args.set if text.partition("=")[0] in known]
+        for bits in args.bits:
+            found, sqnr, start = [], [], time.perf_counter()
+            for seed in range(args.seeds if "seed" in known else 1):
+                overrides = [f"bits={bits}", *([f"seed={seed}"] if "seed" in known else []), *chosen]
+                result = rewrite(
+                    args.model,
+                    recipe=recipe,
+                    target=args.target,
+                    overrides=overrides,
+                    calibration=calibration,
+                    samples=args.samples,
+                    min_sqnr=-math.inf,
+                )
+                found.append(100 * evaluate(result.model, held).top1)
+                sqnr.append(result.report.sqnr_db or math.nan)
+            each, seconds = ", ".join(f"{top1:.2f}" for top1 in found), (time.perf_counter() - start) / len(found)
+            mean, ratio = sum(found) / len(found), sum(sqnr) / len(sqnr)
+            print(f"| {recipe} | {bits}/{bits} | {each} | {mean:.2f} | {ratio:.1f} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OnnxquantError as error:
+        sys.exit(f"error: {error}")
