@@ -8,10 +8,9 @@ before: this pass goes over the plan.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import onnx_graphsurgeon as gs
 
+from onnxquant.blocks import Kind
 from onnxquant.errors import OnnxquantError
 from onnxquant.pass_manager import PassContext, PassResult
 from onnxquant.reconstruction.options import Learning
@@ -24,7 +23,7 @@ class ReconstructModules(Learning):
         blocks: kinds of blocks that are modules.
     """
 
-    blocks: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+    blocks: tuple[Kind, ...] = ("attention", "mlp")
 
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
         """Go over the plan.
@@ -40,7 +39,7 @@ class ReconstructModules(Learning):
         assert context.blocks is not None  # the manager has seen to it
         modules = modules_of_blocks(graph, context.blocks.of_kind(*self.blocks), context.plan.entries)
         if not modules:
-            return PassResult(False, ("no attention or MLP with quantized weights",))
+            return PassResult(False, (f"no block of kind {' or '.join(self.blocks)} with quantized weights",))
         reconstruction = Reconstruction(self, modules, True, context)
         notes = reconstruction.run()
         context.plan.entries = list(reconstruction.state.values())

@@ -45,7 +45,7 @@ WITHOUT_DATA = {"efficientquant", "weights-only"}
 """Recipes that quantize no activation by its range; the others take data, and time."""
 SEARCHED = [f"search_scales.{option}" for option in ("candidates=10", "rounds=1", "places=64", "images=1")]
 LEARNED = ["iterations=2", "reconstruct_modules.images=1"]
-BRIEF = {"q-hyvit": SEARCHED, "adfq-vit": LEARNED, "hybrid-4bit": [*SEARCHED, *LEARNED, "adaround.images=1"]}
+BRIEF = {"q-hyvit": SEARCHED, "adfq-vit": LEARNED, "hybrid-4bit": [*SEARCHED, *LEARNED]}
 ONLY_FOR = {"q-hyvit": QUICK, "adfq-vit": {"deit_t", "swin_t"}, "hybrid-4bit": {"mobilevit_xxs"}, "fq-vit": {"deit_t"}}
 """Recipes that take long, or are there to be compared with, and the models that they are tried on."""
 QUICK_WITH_DATA = {"mobilevit_xxs", "mobilevitv2_050", "efficientformer_l1", "efficientformerv2_s0", "deit_t"}

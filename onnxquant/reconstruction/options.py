@@ -16,7 +16,7 @@ class Learning(Pass):
     Attributes:
         iterations: for each module.
         images: of a minibatch.
-        rate: Adam's, for roundings, with 3000 iterations; with fewer it is as much higher.
+        rate: Adam's, for roundings, with 3000 iterations; with fewer it is as much higher, up to 50 times.
         scale_rate: the same for scales of activations, as a part of them; annealed along a cosine.
         rounding_weight: λ, of the term that draws roundings to one side or the other.
         mixing: share of a module's inputs that are float, not those of the quantized network before it, drawn anew each

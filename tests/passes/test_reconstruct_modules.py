@@ -10,6 +10,7 @@ from onnxquant.measure.metrics import sqnr_db
 from onnxquant.pipeline import apply_edits, canonicalise
 from onnxquant.plan import QuantizationPlan
 from onnxquant.search.simulate import simulate
+from tests.fixtures import with_batch
 from tests.graphs import attention, images, parse, run
 
 DECIDE = """
@@ -177,7 +178,7 @@ def test_without_attention_or_mlp_it_says_so(tmp_path):
     proto = parse("model (float[N, 4] x) => (float[N, 4] y) { y = MatMul (x, w) }", w=np.eye(4, dtype=np.float32))
     data = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
     result = rewritten(tmp_path, proto, data, "iterations=10")
-    assert notes(result) == ("no attention or MLP with quantized weights",)
+    assert notes(result) == ("no block of kind attention or mlp with quantized weights",)
     assert not learned(result.plan)
 
 
@@ -187,3 +188,9 @@ def test_without_data_it_says_what_to_do(tmp_path):
     path.write_text(weights)
     with pytest.raises(OnnxquantError, match=r"reconstruct_modules: learning needs data; give some with --calib"):
         rewrite(attention(), recipe=str(path))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_model_with_a_fixed_batch_learns_from_as_many_images(tmp_path, batch):
+    result = rewritten(tmp_path, with_batch(attention(), batch), images(), "iterations=60", samples=8)
+    assert learned(result.plan) == {"q_weight", "k_weight", "v_weight", "proj_weight"}
