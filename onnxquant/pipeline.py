@@ -196,6 +196,9 @@ def rewrite(
     report.exempt = dict(context.plan.exempt)
     if held is not None:
         report.judgement = judge(original, rewritten, context, budget, half)
+    for step in steps:
+        if state := getattr(step, "resume", None):
+            state.unlink(missing_ok=True)  # there is nothing to go on with
     report.seconds = time.perf_counter() - start
     return RewriteResult(rewritten, context.plan, report)
 

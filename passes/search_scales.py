@@ -46,7 +46,7 @@ class SearchScales(Pass):
         images: that bridges are judged on.
         draws: of the classes that the loss is taken against, for every sample.
         seed: of the places and of the classes drawn.
-        resume: file to keep the state in, and to go on from if it is there; removed at the end.
+        resume: file to keep the state in, and to go on from if it is there; a rewrite removes it at its end.
     """
 
     metric: Literal["hessian", "mse", "cosine"] = "hessian"

@@ -25,13 +25,13 @@ def tokens(count, seed):
     return np.random.default_rng(seed).standard_normal((count, 16, 8)).astype(np.float32)
 
 
-def rewritten(recipe, target="reference"):
+def rewritten(recipe, *options, target="reference"):
     return rewrite(
         block(),
         recipe=recipe,
         calibration=tokens(128, 1),
         target=target,
-        overrides=BRIEF[recipe],
+        overrides=[*BRIEF[recipe], *options],
         samples=64,
         min_sqnr=-np.inf,
     )
@@ -50,7 +50,7 @@ def test_learning_beats_fixed_rounding_at_4_bits():
 @pytest.mark.parametrize("recipe", ["adfq-vit", "hybrid-4bit"])
 @pytest.mark.parametrize("target", ["reference", "tensorrt"])
 def test_the_runtime_computes_what_was_learned(recipe, target):
-    result, data = rewritten(recipe, target), tokens(64, 3)
+    result, data = rewritten(recipe, target=target), tokens(64, 3)
     kinds = {entry.quantizer.kind for entry in result.plan.entries}
     assert kinds == {"uniform", "per-token", "shift-log"}
     model = load(block())
@@ -76,3 +76,27 @@ def test_a_hybrid_learns_every_rounding():
     learned = [entry for entry in weights if entry.rounding is not None and entry.rounding.mode == "learned"]
     assert len(learned) >= len(weights) - 1  # one that learning made no better stays as it was
     assert {entry.quantizer.bits for entry in weights} == {4}
+
+
+def test_an_interrupted_rewrite_searches_nothing_again(tmp_path, monkeypatch):
+    """Two passes take long: the state holds both, and goes when the rewrite is done."""
+    from onnxquant.reconstruction.reconstruct import Reconstruction
+    from onnxquant.search.search import Search
+
+    state = tmp_path / "state.json"
+    whole = rewritten("hybrid-4bit").plan.to_json()
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    def searched(self):
+        raise AssertionError("searches again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reconstruction, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rewritten("hybrid-4bit", f"resume='{state}'")
+    assert state.exists()
+    monkeypatch.setattr(Search, "_observe", searched)
+    assert rewritten("hybrid-4bit", f"resume='{state}'").plan.to_json() == whole
+    assert not state.exists()

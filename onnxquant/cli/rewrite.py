@@ -142,7 +142,7 @@ def rewrite_command(
             calibration=dataset,
             target=target,
             float_type=float_type,
-            overrides=[*(overrides or ()), *([f"search_scales.resume={resume}"] if resume else [])],
+            overrides=[*(overrides or ()), *([f"resume={resume}"] if resume else [])],
             plan=QuantizationPlan.from_json(plan) if plan else None,
             ranges=measured,
             samples=samples,

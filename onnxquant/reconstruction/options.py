@@ -22,7 +22,7 @@ class Learning(Pass):
         mixing: share of a module's inputs that are float, not those of the quantized network before it, drawn anew each
             time (QDrop, Wei et al., 2022).
         seed: of minibatches and mixing.
-        resume: file to keep the state in, and to go on from if it is there; removed at the end.
+        resume: file to keep the state in, and to go on from if it is there; a rewrite removes it at its end.
     """
 
     iterations: Annotated[int, Field(ge=1)] = 3000

@@ -115,7 +115,7 @@ class Reconstruction:
 
     def run(self) -> list[str]:
         """Learn all modules; gives notes."""
-        file = CheckpointFile(self.options.resume, self._identity() if self.options.resume else ())
+        file = CheckpointFile(self.options, self.context)
         known = file.read()
         self.state.update({entry.tensor: entry for entry in known.entries})
         self._simulation = simulate(self.context.model, self.state.values(), self._device)
@@ -129,16 +129,8 @@ class Reconstruction:
             self._probabilities: tuple[str, ...] = ()
             for position in range(known.done, len(self._modules)):
                 found.append(self._learn(self._modules[position], position))
-                file.write(position + 1, self.state.values())
-        file.remove()
+                file.write(position + 1, self.state.values(), at_once=True)
         return list(_notes(found, known.done))
-
-    def _identity(self) -> list[bytes]:
-        options = self.options.model_dump_json(exclude={"resume"})
-        model = self.context.model.to_proto().SerializeToString(deterministic=True)
-        first = [array.tobytes() for array in self._data[0].feeds.values()]
-        texts = [self._data.name, str(self._samples), options, self.context.plan.to_json()]
-        return [model, *first, *(text.encode() for text in texts)]
 
     def _store_inputs(self) -> dict[str, Stored]:
         specs = input_specs(self.context.model.graph)

@@ -1,4 +1,4 @@
-"""How far a search has come, in a file that an interrupted one goes on from."""
+"""How far passes that take long have come, in a file that an interrupted rewrite goes on from."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import hashlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel
 
 from onnxquant.errors import OnnxquantError
 from onnxquant.files import write_text
 from onnxquant.plan import PlanEntry
+
+if TYPE_CHECKING:
+    from onnxquant.pass_manager import PassContext
 
 SECONDS = 5.0
 """Between two writes."""
 
 
 class Checkpoint(BaseModel):
-    """What is known so far.
+    """What a pass knows so far.
 
     Attributes:
-        fingerprint: of what is searched, and how.
+        fingerprint: of what it works on, and how.
         done: steps that are over.
         entries: the plan's, as they are by then.
     """
@@ -33,45 +37,57 @@ class Checkpoint(BaseModel):
     entries: list[PlanEntry] = []
 
 
+class Checkpoints(RootModel[dict[str, Checkpoint]]):
+    """Those of all passes of a recipe, by the pass's name."""
+
+
 class CheckpointFile:
-    """A checkpoint's file; without a path nothing is kept.
+    """A pass's place in a file; without a path nothing is kept. `onnxquant.rewrite` removes the file at the end.
 
     Args:
-        path: of the file; it is removed at the end.
-        parts: what tells a search from another: the model, the options, the data.
+        step: the pass, whose options tell one run from another; its ``resume`` is the file.
+        context: with the model, the plan so far and the data, which do too.
     """
 
-    def __init__(self, path: Path | None, parts: Iterable[bytes]) -> None:
-        self._path, digest = path, hashlib.sha256()
-        for part in parts:
+    def __init__(self, step: Any, context: PassContext) -> None:
+        self._path: Path | None = step.resume
+        self._name, self._written, self._fingerprint = step.pass_name(), time.monotonic(), ""
+        self._others: dict[str, Checkpoint] = {}
+        data = context.calibration
+        if self._path is None or data is None:
+            return  # spares the model's bytes
+        first = [array.tobytes() for array in data[0].feeds.values()]
+        model = context.model.to_proto().SerializeToString(deterministic=True)
+        texts = [data.name, str(len(data)), step.model_dump_json(exclude={"resume"}), context.plan.to_json()]
+        digest = hashlib.sha256()
+        for part in [model, *first, *(text.encode() for text in texts)]:
             digest.update(hashlib.sha256(part).digest())
-        self._fingerprint, self._written = digest.hexdigest(), time.monotonic()
+        self._fingerprint = digest.hexdigest()
 
     def read(self) -> Checkpoint:
         """Where to go on from.
 
         Raises:
-            OnnxquantError: the file is no checkpoint, or of another search.
+            OnnxquantError: the file holds no checkpoints, or the pass's is of another model, data or options.
         """
+        fresh = Checkpoint(fingerprint=self._fingerprint)
         if self._path is None or not self._path.exists():
-            return Checkpoint(fingerprint=self._fingerprint)
+            return fresh
         try:
-            found = Checkpoint.model_validate_json(self._path.read_text("utf-8"))
+            self._others = Checkpoints.model_validate_json(self._path.read_text("utf-8")).root
         except (OSError, ValueError):
-            raise OnnxquantError(f"resume {self._path}: not the state of a search; give another file") from None
+            raise OnnxquantError(f"resume {self._path}: not the state of a rewrite; give another file") from None
+        found = self._others.pop(self._name, fresh)
         if found.fingerprint != self._fingerprint:
             raise OnnxquantError(
-                f"resume {self._path}: is of another model, data or search; remove it, or give another file"
+                f"resume {self._path}: is of another model, data or recipe; remove it, or give another file"
             )
         return found
 
-    def write(self, done: int, entries: Iterable[PlanEntry]) -> None:
-        """Keep the state, unless that was done a moment ago."""
-        if self._path is not None and time.monotonic() - self._written >= SECONDS:
+    def write(self, done: int, entries: Iterable[PlanEntry], *, at_once: bool = False) -> None:
+        """Keep the state, unless that was done a moment ago and it may wait."""
+        if self._path is not None and (at_once or time.monotonic() - self._written >= SECONDS):
             state = Checkpoint(fingerprint=self._fingerprint, done=done, entries=list(entries))
-            write_text(self._path, state.model_dump_json(exclude_none=True), "resume")
+            every = Checkpoints({**self._others, self._name: state})
+            write_text(self._path, every.model_dump_json(exclude_none=True), "resume")
             self._written = time.monotonic()
-
-    def remove(self) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)

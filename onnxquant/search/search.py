@@ -66,33 +66,18 @@ class Search:
         """Observe the float model, then go through all rounds; gives notes."""
         if not self._layers and not self._alone:
             return ["the plan has no uniform quantizer that a search could choose"]
-        file = self._checkpoint()
-        known = file.read()
+        file = CheckpointFile(self.options, self.context)
+        known, steps = file.read(), list(self._steps())
         self.state.update({entry.tensor: entry for entry in known.entries})
-        self._objectives = self._observe()
-        steps = list(self._steps())
+        self._objectives = self._observe() if known.done < len(steps) else {}
         for done in range(known.done, len(steps)):
             self.context.progress(done, len(steps))
             steps[done]()
             for objective in self._objectives.values():
                 objective.release()
-            file.write(done + 1, self.state.values())
+            file.write(done + 1, self.state.values(), at_once=done + 1 == len(steps))
         self.context.progress(len(steps), len(steps))
-        file.remove()
         return self._notes()
-
-    def _checkpoint(self) -> CheckpointFile:
-        """Of this model, these options and entries, and this data."""
-        if self.options.resume is None:
-            return CheckpointFile(None, ())  # spares the model's bytes
-        data = self.context.calibration
-        assert data is not None
-        options = self.options.model_dump_json(exclude={"resume"})
-        entries = self.context.plan.to_json()
-        first = [array.tobytes() for array in data[0].feeds.values()]
-        model = self.context.model.to_proto().SerializeToString(deterministic=True)
-        texts = [data.name, str(len(data)), options, entries]
-        return CheckpointFile(self.options.resume, [model, *first, *(text.encode() for text in texts)])
 
     def _operands(self, layer: Layer) -> list[str]:
         """Those of a layer's two operands that it reads as codes of a uniform quantizer."""

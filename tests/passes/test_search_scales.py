@@ -214,11 +214,11 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch):
 
 def test_the_state_of_another_search_is_refused(tmp_path):
     file = tmp_path / "search.json"
-    file.write_text('{"fingerprint": "other", "done": 1}')
-    with pytest.raises(OnnxquantError, match="is of another model, data or search; remove it"):
+    file.write_text('{"search_scales": {"fingerprint": "other", "done": 1}}')
+    with pytest.raises(OnnxquantError, match="is of another model, data or recipe; remove it"):
         search(convolutions(), normal_images(), resume=file)
     file.write_text("no")
-    with pytest.raises(OnnxquantError, match="not the state of a search"):
+    with pytest.raises(OnnxquantError, match="not the state of a rewrite"):
         search(convolutions(), normal_images(), resume=file)
 
 
