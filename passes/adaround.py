@@ -9,31 +9,15 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from onnxquant.errors import OnnxquantError
-from onnxquant.pass_manager import PassContext, PassResult
-from onnxquant.reconstruction.options import Learning
+from onnxquant.pass_manager import PassContext
+from onnxquant.reconstruction.learning import Learning
+from onnxquant.reconstruction.modules import Module, modules_of_layers
 
 
 class Adaround(Learning):
     """Learn whether each quantized weight rounds up or down."""
 
-    def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
-        """Go over the plan's weights.
-
-        Raises:
-            OnnxquantError: no calibration data, no torch, or a node that torch can't compute; the message says which.
-        """
-        if context.calibration is None:
-            raise OnnxquantError(f"{self.pass_name()}: learning needs data; give some with --calib")
-        from onnxquant.reconstruction.modules import modules_of_layers
-        from onnxquant.reconstruction.reconstruct import Reconstruction
-
+    def modules(self, graph: gs.Graph, context: PassContext) -> list[Module]:
         entries = context.plan.entries
         learned = [entry.tensor for entry in entries if entry.rounding and entry.rounding.mode == "learned"]
-        modules = modules_of_layers(graph, entries, but=learned)
-        if not modules:
-            return PassResult(False, ("no quantized weight whose rounding isn't learned yet",))
-        reconstruction = Reconstruction(self, modules, False, context)
-        notes = reconstruction.run()
-        context.plan.entries = list(reconstruction.state.values())
-        return PassResult(False, tuple(notes))
+        return modules_of_layers(graph, entries, but=learned)

@@ -8,12 +8,14 @@ before: this pass goes over the plan.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import onnx_graphsurgeon as gs
 
 from onnxquant.blocks import Kind
-from onnxquant.errors import OnnxquantError
-from onnxquant.pass_manager import PassContext, PassResult
-from onnxquant.reconstruction.options import Learning
+from onnxquant.pass_manager import PassContext
+from onnxquant.reconstruction.learning import Learning
+from onnxquant.reconstruction.modules import Module, modules_of_blocks
 
 
 class ReconstructModules(Learning):
@@ -25,22 +27,8 @@ class ReconstructModules(Learning):
 
     blocks: tuple[Kind, ...] = ("attention", "mlp")
 
-    def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
-        """Go over the plan.
+    learns_scales: ClassVar[bool] = True
 
-        Raises:
-            OnnxquantError: no calibration data, no torch, or a node that torch can't compute; the message says which.
-        """
-        if context.calibration is None:
-            raise OnnxquantError(f"{self.pass_name()}: learning needs data; give some with --calib")
-        from onnxquant.reconstruction.modules import modules_of_blocks
-        from onnxquant.reconstruction.reconstruct import Reconstruction
-
+    def modules(self, graph: gs.Graph, context: PassContext) -> list[Module]:
         assert context.blocks is not None  # the manager has seen to it
-        modules = modules_of_blocks(graph, context.blocks.of_kind(*self.blocks), context.plan.entries)
-        if not modules:
-            return PassResult(False, (f"no block of kind {' or '.join(self.blocks)} with quantized weights",))
-        reconstruction = Reconstruction(self, modules, True, context)
-        notes = reconstruction.run()
-        context.plan.entries = list(reconstruction.state.values())
-        return PassResult(False, tuple(notes))
+        return modules_of_blocks(graph, context.blocks.of_kind(*self.blocks), context.plan.entries)

@@ -1,1 +1,1 @@
-"""Learning how weights round and activations scale, module by module; uses torch, so import it when used."""
+"""Learning how weights round and activations scale, module by module; `reconstruct` and `soft` import torch."""

@@ -28,8 +28,8 @@ from onnxquant.errors import OnnxquantError
 from onnxquant.pass_manager import PassContext
 from onnxquant.plan import Rounding
 from onnxquant.quantizers.uniform import UniformQuantizer
+from onnxquant.reconstruction.learning import Learning
 from onnxquant.reconstruction.modules import Module
-from onnxquant.reconstruction.options import Learning
 from onnxquant.reconstruction.soft import LearnedScale, SoftRounding, Transform, transform_of
 from onnxquant.reconstruction.store import Samples, Stored, chunks, read, store
 from onnxquant.search.checkpoint import CheckpointFile

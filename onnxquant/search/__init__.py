@@ -1,1 +1,3 @@
-"""Choosing quantizers by what they do to a layer's output; uses `onnxquant.torch_graph`, so import it when used."""
+"""Choosing quantizers by what they do to a layer's output; uses torch, so import it when used."""
+
+import onnxquant.torch_graph  # noqa: F401  # says what to install where torch isn't

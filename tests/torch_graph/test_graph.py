@@ -205,3 +205,19 @@ except OnnxquantError as error:
 """
     said = "this needs torch, which is not installed: pip install 'onnxquant[search]'\n"
     assert run_script(script).stdout == said
+
+
+@pytest.mark.parametrize("recipe", ["q-hyvit", "adfq-vit"])
+def test_without_torch_recipes_that_take_it_say_what_to_install(recipe):
+    script = f"""
+import sys
+import onnxquant
+from onnxquant.errors import OnnxquantError
+from tests.graphs import attention, images
+sys.modules["torch"] = None
+try:
+    onnxquant.rewrite(attention(), recipe="{recipe}", calibration=images(4), target="reference")
+except OnnxquantError as error:
+    print(error)
+"""
+    assert run_script(script).stdout == "this needs torch, which is not installed: pip install 'onnxquant[search]'\n"
