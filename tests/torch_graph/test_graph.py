@@ -209,8 +209,7 @@ except OnnxquantError as error:
 
 @pytest.mark.parametrize("recipe", ["q-hyvit", "adfq-vit"])
 def test_without_torch_recipes_that_take_it_say_what_to_install(recipe):
-    script = f"""
-import sys
+    script = f"""{PRELUDE}
 import onnxquant
 from onnxquant.errors import OnnxquantError
 from tests.graphs import attention, images
