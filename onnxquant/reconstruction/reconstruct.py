@@ -240,7 +240,9 @@ class Reconstruction:
         done, weights_learned = position * total, sum(each.logits.numel() for each in rounding.values())
         for iteration in range(total):
             if factors:
-                groups[-1]["lr"] = options.scale_rate * speed * (1 + math.cos(math.pi * iteration / total)) / 2
+                optimizer.param_groups[-1]["lr"] = (
+                    options.scale_rate * speed * (1 + math.cos(math.pi * iteration / total)) / 2
+                )
             optimizer.zero_grad()
             chosen = random.choice(self._samples, self._minibatch, replace=self._samples < self._minibatch)
             for part in np.split(chosen, len(chosen) // self._batch):
@@ -326,6 +328,6 @@ def _change(before: Errors, after: Errors) -> str:
 
 
 def _divergence(exact: Tensor, found: Tensor) -> Tensor:
-    """KL(P, P̂), a mean over the rows; the last axis is the distribution's."""
+    """KL(P, P̂), a mean over the rows where the last axis is the distribution's, else in proportion to that."""
     exact, found = exact.clamp_min(TINY), found.clamp_min(TINY)
     return (exact * (exact.log() - found.log())).sum(-1).mean()
