@@ -78,6 +78,7 @@ def test_a_hybrid_learns_every_rounding():
     assert {entry.quantizer.bits for entry in weights} == {4}
 
 
+@pytest.mark.slow
 def test_an_interrupted_rewrite_searches_nothing_again(tmp_path, monkeypatch):
     """Two passes take long: the state holds both, and goes when the rewrite is done."""
     from onnxquant.reconstruction.reconstruct import Reconstruction
