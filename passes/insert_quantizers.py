@@ -3,6 +3,7 @@
 A weight becomes an integer initializer with a DequantizeLinear behind it; no float copy stays. An activation goes
 through a quantize and a dequantize node on its way to the consumers that the plan names; the others keep the original
 value, and so does a graph output. One with a scale a token is split, and its consumers' results put together again.
+Runtimes know uniform codes only. What other quantizers make is floats to them, and is kept from being rounded again.
 """
 
 from __future__ import annotations
@@ -61,13 +62,19 @@ class InsertQuantizers(Pass):
         for entry, tensor in entries:
             if entry.shift:
                 inserter.fold_shift(_readers(tensor, entry), entry.shift, weights)  # while the weights are still float
+        emulated = {  # layers that read codes of other quantizers than a runtime knows: to it they are floats
+            reader.name
+            for entry, tensor in entries
+            if not isinstance(entry.quantizer, UniformQuantizer | PerTokenQuantizer)
+            for reader in _readers(tensor, entry)
+        }
         for entry, tensor in entries:
             if isinstance(entry.quantizer, PerTokenQuantizer):
                 inserter.split_activation(tensor, entry, entry.quantizer, context.target)
             elif entry.role == "activation":
                 inserter.quantize_activation(tensor, entry)
             else:
-                inserter.quantize_weight(tensor, entry)
+                inserter.quantize_weight(tensor, entry, apart=tensor.outputs[0].name in emulated)
         inserter.finish()
         graph.cleanup()
         count = len(context.plan.entries)
@@ -155,7 +162,8 @@ class _Inserter:
         self._after: defaultdict[int, list[gs.Node]] = defaultdict(list)
         self._codes: dict[str, NDArray[np.floating]] = {}  # by weight
 
-    def quantize_weight(self, weight: gs.Constant, entry: PlanEntry) -> None:
+    def quantize_weight(self, weight: gs.Constant, entry: PlanEntry, *, apart: bool) -> None:
+        """Store a weight as codes; `apart` from its layer where the two must not become one kernel."""
         quantizer = entry.quantizer
         assert isinstance(quantizer, UniformQuantizer)  # it has been checked
         codes = self._codes_of(weight, entry, quantizer).astype(quantizer.code_dtype)
@@ -164,8 +172,13 @@ class _Inserter:
         attributes = {} if quantizer.axis is None else {"axis": quantizer.axis}
         dequantized = gs.Variable(self.unique(f"{weight.name}_dequantized"), weight.dtype, weight.shape)
         node = gs.Node("DequantizeLinear", f"{weight.name}_DequantizeLinear", attributes, inputs, [dequantized])
-        self._before[self._first_reader(weight)].append(node)
-        replace_uses(weight, dequantized)
+        nodes = [node]
+        if apart and len(weight.shape) == 2:
+            # ONNX Runtime makes a MatMulNBits of a float activation, DequantizeLinear and MatMul, which rounds that
+            # activation to 8 bits, uniformly. A Flatten of a matrix changes nothing, and costs nothing.
+            nodes.append(self._make(weight).node("Flatten", [dequantized], "matrix"))
+        self._before[self._first_reader(weight)] += nodes
+        replace_uses(weight, nodes[-1].outputs[0])
 
     def fold_shift(self, readers: Iterable[gs.Node], shift: float, weights: Mapping[str, PlanEntry]) -> None:
         """Make up for a shift by the weights as they will be quantized: their rounding keeps the sums that they had."""

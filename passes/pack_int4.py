@@ -89,7 +89,7 @@ def _is_symmetric(node: gs.Node) -> bool:
 def _reads_floats(topology: Topology, weight: gs.Tensor) -> bool:
     """Whether all that reads a dequantized weight is layers with activations in float."""
     for reader in weight.outputs:
-        if reader.op == "Cast":
+        if reader.op in ("Cast", "Flatten"):
             if not _reads_floats(topology, reader.outputs[0]):
                 return False
             continue

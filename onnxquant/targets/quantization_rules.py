@@ -174,13 +174,14 @@ def _dequantizer(layer: Operator, position: int) -> tuple[Operator | None, list[
     """The DequantizeLinear behind an input, and the axes it went through Transpose with.
 
     Returns:
-        (None, None) where there is none; the axes are [] for as they were and None for lost in a Reshape.
+        (None, None) where there is none; the axes are [] for as they were and None for lost in a new shape.
     """
     axes: list[int] | None = []
     node = layer.producer(position)
-    while node is not None and node.op in ("Identity", "Transpose", "Reshape"):
-        if node.op == "Reshape":
-            axes = None
+    while node is not None and node.op in ("Identity", "Transpose", "Reshape", "Flatten"):
+        if node.op in ("Reshape", "Flatten"):
+            before, after = node.scope.shape(node.input(0)), node.scope.shape(node.output)
+            axes = axes if before is not None and before == after else None
         elif node.op == "Transpose" and axes is not None:
             rank = len(node.scope.shape(node.input(0)) or ())
             permutation = list(node.attribute("perm", range(rank)[::-1]))

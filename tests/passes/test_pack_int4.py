@@ -112,15 +112,18 @@ LINEAR = """g (float[N, 3] x) => (float[N, M] y) {
     y = MatMul (x, w_dequantized)
 }"""
 
+FLATTENED = LINEAR.replace("y = MatMul (x, w_dequantized)", "w = Flatten (w_dequantized)\n y = MatMul (x, w)")
+
 
 @pytest.mark.parametrize(
     ("codes", "fits"),
     [([-8, 7], True), ([-9, 7], False), ([-8, 8], False), ([1, 2, 3], False)],
     ids=["all of int4", "below it", "above it", "an odd number"],
 )
-def test_codes_that_are_not_int4_two_a_byte_stay_int8(codes, fits):
+@pytest.mark.parametrize("text", [LINEAR, FLATTENED], ids=["read", "flattened"])
+def test_codes_that_are_not_int4_two_a_byte_stay_int8(text, codes, fits):
     codes = np.array([codes, codes, codes], np.int8)
-    result, model = packed(LINEAR, codes)
+    result, model = packed(text, codes)
     assert result.modified == fits
     assert (INT4 in {tensor.data_type for tensor in model.graph.initializer}) == fits
     x = np.eye(3, dtype=np.float32)

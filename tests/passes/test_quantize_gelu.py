@@ -135,10 +135,12 @@ def test_a_gelu_of_zeros_gets_levels_all_the_same(quantized, base):
     assert list(shifted(result)) == ["a"]
 
 
-def test_the_report_names_base_largest_level_and_shift(quantized):
+def test_the_report_names_base_largest_level_and_shift_and_knows_the_weight_behind(quantized):
     proto = mlp()
     result, held = quantized(proto, **{"quantize_gelu.base": "sqrt2"}), open_dataset(tokens(), input_specs(proto), None)
-    row = next(row for row in gather(proto, result, held).plan if row.entry.tensor == "active")
+    rows = {row.entry.tensor: row for row in gather(proto, result, held).plan}
+    row = rows["active"]
+    assert rows["second"].sqnr_db > 30
     assert row.parameters.startswith("base 1.414, levels up to ")
     assert row.parameters.endswith(", around -0.17")
     assert row.chip.kind == "shift-log"

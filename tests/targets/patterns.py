@@ -274,6 +274,20 @@ PATTERNS = [
         matmul(ones(INT8, 64, 32), scales(64), "axis = 0", "Gemm <transB = 1>"),
         silent=FLOAT,
     ),
+    Pattern(
+        "a flattened matrix's input channels",
+        "weight_axes",
+        *(
+            graph(
+                f"g (float[2,32] x) => (float[2,64] y) {{ v = DequantizeLinear <axis = {axis}> (codes, s)"
+                " w = Flatten (v) y = MatMul (x, w) }",
+                codes=ones(INT8, 32, 64),
+                s=scales((32, 64)[axis]),
+            )
+            for axis in (0, 1)
+        ),
+        silent=FLOAT,
+    ),
     *(
         Pattern(
             f"a {name}'s input channels",
