@@ -262,13 +262,19 @@ def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.
     return graph
 
 
-def open_calibration(model: Model, source: Any) -> Dataset | None:
-    """The samples to calibrate on, read as the model's metadata says; None for None."""
+def open_calibration(model: Model, source: Any, per_class: slice | None = None) -> Dataset | None:
+    """The samples to calibrate on, read as the model's metadata says; None for None.
+
+    Args:
+        model: see there.
+        source: what `rewrite` takes.
+        per_class: positions of the samples of each class, where the source has classes; None for all.
+    """
     if source is None:
         return None
     preprocessing = Preprocessing.from_metadata(model.metadata, model.name)
     classes = classes_from_metadata(model.metadata, model.name)
-    return open_dataset(source, input_specs(model.graph), preprocessing, classes=classes)
+    return open_dataset(source, input_specs(model.graph), preprocessing, per_class, classes)
 
 
 def describe(entry: PlanEntry) -> str:

@@ -22,13 +22,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxquant import load, rewrite
-from onnxquant.calibration.dataset import open_dataset, parse_slice
-from onnxquant.calibration.samples import Dataset, input_specs
+from onnxquant.calibration.dataset import parse_slice
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure.accuracy import Accuracy, evaluate
-from onnxquant.pipeline import canonicalise
+from onnxquant.pipeline import canonicalise, open_calibration
 from onnxquant.plan import QuantizationPlan
-from onnxquant.preprocessing import Preprocessing
 from onnxquant.quantizers.log2 import Log2Quantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
 
@@ -93,12 +91,8 @@ def main() -> None:
     args = parser.parse_args()
 
     model = load(args.model)
-    preprocessing = Preprocessing.from_metadata(model.metadata, model.name)
-
-    def data(source: str, per_class: slice | None) -> Dataset:
-        return open_dataset(source, input_specs(model.graph), preprocessing, per_class)
-
-    held, calibration = data(args.data, args.per_class), data(args.calib, args.calib_per_class)
+    held = open_calibration(model, args.data, args.per_class)
+    calibration = open_calibration(model, args.calib, args.calib_per_class)
 
     def top1(model: Any) -> str:
         try:

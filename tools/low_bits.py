@@ -17,27 +17,12 @@ import time
 from pathlib import Path
 
 from onnxquant import load, rewrite
-from onnxquant.calibration.dataset import open_dataset, parse_slice
-from onnxquant.calibration.samples import Dataset, input_specs
+from onnxquant.calibration.dataset import parse_slice
 from onnxquant.defaults import DEFAULT_SAMPLES
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure.accuracy import evaluate
-from onnxquant.preprocessing import Preprocessing, classes_from_metadata
-from onnxquant.recipes import find_pass, load_recipe
-
-
-def opened(path: Path, source: str, per_class: slice | None) -> Dataset:
-    model = load(path)
-    preprocessing = Preprocessing.from_metadata(model.metadata, model.name)
-    classes = classes_from_metadata(model.metadata, model.name)
-    return open_dataset(source, input_specs(model.graph), preprocessing, per_class, classes)
-
-
-def options_of(recipe: str) -> set[str]:
-    """What can be set in a recipe: ``option``, and ``pass.option``."""
-    names = [step["name"] for step in load_recipe(recipe).passes]
-    pairs = [(name, option) for name in names for option in find_pass(name).model_fields]
-    return {option for _, option in pairs} | {f"{name}.{option}" for name, option in pairs}
+from onnxquant.pipeline import open_calibration
+from onnxquant.recipes import load_recipe, option_names
 
 
 def main() -> None:
@@ -55,12 +40,13 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="[PASS.]OPTION=VALUE")
     args = parser.parse_args()
 
-    held = opened(args.model, args.data, args.per_class)
-    calibration = opened(args.model, args.calib, args.calib_per_class)
+    model = load(args.model)
+    held = open_calibration(model, args.data, args.per_class)
+    calibration = open_calibration(model, args.calib, args.calib_per_class)
     print(f"{args.model}: {100 * evaluate(args.model, held).top1:.2f} % of {len(held)} images, in float\n")
     print("| recipe | bits W/A | top-1 (%) by seed | mean | SQNR (dB) | seconds |\n|---|---|---|---|---|---|")
     for recipe in args.recipe:
-        known = options_of(recipe)
+        known = option_names(load_recipe(recipe))
         chosen = [text for text in args.set if text.partition("=")[0] in known]
         for bits in args.bits:
             found, sqnr, start = [], [], time.perf_counter()

@@ -20,16 +20,14 @@ from functools import cache
 from pathlib import Path
 
 from onnxquant import load, rewrite
-from onnxquant.calibration.dataset import open_dataset, parse_slice
-from onnxquant.calibration.samples import Dataset, input_specs
+from onnxquant.calibration.dataset import parse_slice
 from onnxquant.defaults import DEFAULT_SAMPLES
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure.accuracy import evaluate
-from onnxquant.preprocessing import Preprocessing, classes_from_metadata
-from onnxquant.recipes import Recipe, build_passes, find_pass, load_recipe
+from onnxquant.pipeline import open_calibration
+from onnxquant.recipes import Recipe, find_pass, load_recipe, option_names
 
 RESULTS = Path(__file__).parents[1] / "models" / "paper_results.csv"
-
 
 Settings = dict[str, str]
 
@@ -72,20 +70,18 @@ class Method:
     without: Callable[[Settings], set[str]] = lambda _: set()
     fixed: tuple[str, ...] = ()
 
-    def build(self, weight_bits: str, activation_bits: str, setting: str, overrides: list[str]) -> Recipe:
-        """The recipe with its bits and options; of `overrides`, those that it has options for."""
+    def build(
+        self, weight_bits: str, activation_bits: str, setting: str, overrides: list[str]
+    ) -> tuple[Recipe, list[str]]:
+        """The recipe with its bits, and its options; of `overrides`, those that it has."""
         given, recipe = settings(setting), load_recipe(self.recipe)
         kept = [step for step in recipe.passes if step["name"] not in self.without(given)]
         for step in kept:
-            fields = find_pass(step["name"]).model_fields
-            if "bits" in fields and step["name"] not in self.fixed:
+            if "bits" in find_pass(step["name"]).model_fields and step["name"] not in self.fixed:
                 step["bits"] = int(weight_bits if step["name"].endswith("_weights") else activation_bits)
-        known = {f"{step['name']}.{option}" for step in kept for option in find_pass(step["name"]).model_fields}
-        known |= {name.partition(".")[2] for name in known}
-        chosen = [text for text in overrides if text.partition("=")[0] in known]
-        built = build_passes(recipe.model_copy(update={"passes": kept}), [*self.options(given), *chosen])
-        steps = [{"name": step.pass_name(), **step.model_dump(mode="json", exclude_unset=True)} for step in built]
-        return recipe.model_copy(update={"passes": steps})
+        recipe = recipe.model_copy(update={"passes": kept})
+        known = option_names(recipe)
+        return recipe, [*self.options(given), *(text for text in overrides if text.partition("=")[0] in known)]
 
 
 METHODS = {
@@ -140,26 +136,21 @@ class Measurements:
         path = self._models.get(model)
         if path is None or self._data is None or method not in (*FLOAT, *METHODS):
             return None
-        held = self._open(path, self._data, self._per_class)
+        held = open_calibration(load(path), self._data, self._per_class)
         if method in FLOAT:
             return 100 * evaluate(path, held).top1
         chosen = METHODS[method]
-        calibration = self._open(path, self._calib, self._calib_per_class) if self._calib else None
+        recipe, overrides = chosen.build(weight_bits, activation_bits, setting, self._overrides)
         result = rewrite(
             path,
-            recipe=chosen.build(weight_bits, activation_bits, setting, self._overrides),
+            recipe=recipe,
             target=chosen.target,
-            calibration=calibration,
+            overrides=overrides,
+            calibration=open_calibration(load(path), self._calib, self._calib_per_class),
             samples=self._samples,
             min_sqnr=-math.inf,
         )
         return 100 * evaluate(result.model, held).top1
-
-    def _open(self, path: Path, source: str, per_class: slice | None) -> Dataset:
-        model = load(path)
-        preprocessing = Preprocessing.from_metadata(model.metadata, model.name)
-        classes = classes_from_metadata(model.metadata, model.name)
-        return open_dataset(source, input_specs(model.graph), preprocessing, per_class, classes)
 
 
 def print_table(name: str, rows: list[dict[str, str]], measurements: Measurements) -> None:
@@ -167,7 +158,7 @@ def print_table(name: str, rows: list[dict[str, str]], measurements: Measurement
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         ours = None
-        if row["metric"].startswith("Top-1"):
+        if row["metric"] == "Top-1 (%)":
             ours = measurements.top1(row["model"], row["method"], row["wbits"], row["abits"], row["setting"])
         measured = (NOT_MEASURED, "") if ours is None else (f"{ours:.2f}", f"{ours - float(row['value']):+.2f}")
         bits = f"{row['wbits']}/{row['abits']}" if row["wbits"] else ""

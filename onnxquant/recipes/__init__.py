@@ -67,6 +67,12 @@ def load_recipe(name: str) -> Recipe:
         raise OnnxquantError(f"--recipe {name}: {first_invalid(error)}") from None
 
 
+def option_names(recipe: Recipe) -> set[str]:
+    """What overrides can set: ``option``, and ``pass.option``."""
+    pairs = [(step["name"], option) for step in recipe.passes for option in find_pass(step["name"]).model_fields]
+    return {option for _, option in pairs} | {f"{name}.{option}" for name, option in pairs}
+
+
 def build_passes(recipe: Recipe, overrides: list[str] | None = None) -> list[Pass]:
     """The recipe's passes, their options validated.
 
