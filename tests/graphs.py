@@ -84,3 +84,28 @@ def attention(opset: int = 17, channels: int = 8) -> onnx.ModelProto:
 def images(count: int = 8, seed: int = 1) -> NDArray[np.float32]:
     """Inputs for `attention`: (count, 3, 8, 8)."""
     return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+def group_norm(gamma: NDArray[np.float32]) -> onnx.ModelProto:
+    """GroupNorm of one group as exporters write it (MobileViTv2), its scale `gamma` (4,), and a layer behind it.
+
+    ``x``, float32 (N, 4, 6, 6), through ``h``, what the norm computes, to ``y``, (N, 5, 6, 6).
+    """
+    rng = np.random.default_rng(4)
+    return parse(
+        """g (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y) {
+            groups = Reshape (x, to_groups)
+            n = InstanceNormalization (groups, one, zero)
+            back = Reshape (n, to_map)
+            scaled = Mul (back, gamma)
+            h = Add (scaled, beta)
+            y = Conv (h, w)
+        }""",
+        to_groups=np.array([0, 1, -1]),
+        to_map=np.array([0, 4, 6, 6]),
+        one=np.ones(1, np.float32),
+        zero=np.zeros(1, np.float32),
+        gamma=gamma[:, None, None],
+        beta=rng.standard_normal((4, 1, 1)).astype(np.float32),
+        w=rng.standard_normal((5, 4, 1, 1)).astype(np.float32),
+    )

@@ -15,7 +15,7 @@ from onnxquant.plan import PlanEntry, QuantizationPlan
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.targets import load_target
 from tests.fixtures import FIXTURES, load_fixture
-from tests.graphs import attention, images, initializers, op_types, parse, run
+from tests.graphs import attention, group_norm, images, initializers, op_types, parse, run
 
 SPREAD = np.array([100, 1, 0.1, 3], np.float32)
 """Channels with ranges far apart."""
@@ -137,24 +137,7 @@ def test_norms_that_share_a_scale_with_others_get_their_own():
 
 
 def test_the_scale_and_shift_behind_an_instance_norm():
-    """GroupNorm as exporters write it: MobileViTv2."""
-    proto = parse(
-        """g (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y) {
-            groups = Reshape (x, to_groups)
-            n = InstanceNormalization (groups, one, zero)
-            back = Reshape (n, to_map)
-            scaled = Mul (back, gamma)
-            h = Add (scaled, beta)
-            y = Conv (h, w)
-        }""",
-        to_groups=np.array([0, 1, -1]),
-        to_map=np.array([0, 4, 6, 6]),
-        one=np.ones(1, np.float32),
-        zero=np.zeros(1, np.float32),
-        gamma=SPREAD[:, None, None],
-        beta=normal(4, 1, 1),
-        w=normal(5, 4, 1, 1),
-    )
+    proto = group_norm(SPREAD)
     result, scales, _ = equalized(proto)
     assert list(scales) == ["h"]
     check_equal(result, proto, normal(2, 4, 6, 6))

@@ -12,6 +12,7 @@ from onnxquant.plan import QuantizationPlan
 from onnxquant.search.simulate import simulate
 from tests.fixtures import with_batch
 from tests.graphs import attention, images, parse, run
+from tests.passes.test_split_outliers import block, tokens
 
 DECIDE = """
     [[pass]]
@@ -112,7 +113,7 @@ def test_an_interrupted_run_goes_on_from_the_modules_that_are_done(tmp_path, mon
     from onnxquant.search import checkpoint
 
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    proto, data, state = two_attentions(), images(), tmp_path / "state.json"
+    proto, data, state = block(), tokens(), tmp_path / "state.json"  # attention and an MLP: two modules
     whole = rewritten(tmp_path, proto, data, "iterations=10").plan.to_json()
     descend, names = Reconstruction._descend, []
 
@@ -131,47 +132,6 @@ def test_an_interrupted_run_goes_on_from_the_modules_that_are_done(tmp_path, mon
     assert len(names) == 3
     assert names[1] == names[2]  # only the second module was learned again
     assert not state.exists()
-
-
-def two_attentions():
-    """`attention`, twice over its tokens."""
-    proto = attention()
-    text = """
-        hybrid (float[N, 3, 8, 8] image) => (float[N, 10] logits) {
-            stem = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (image, stem_weight, stem_bias)
-            act = Relu (stem)
-            flat = Reshape (act, to_tokens)
-            tokens = Transpose <perm = [0, 2, 1]> (flat)
-            q = MatMul (tokens, q_weight)
-            k = MatMul (tokens, k_weight)
-            v = MatMul (tokens, v_weight)
-            kt = Transpose <perm = [0, 2, 1]> (k)
-            scores = MatMul (q, kt)
-            probs = Softmax <axis = -1> (scores)
-            mixed = MatMul (probs, v)
-            first = MatMul (mixed, proj_weight)
-            q2 = MatMul (first, q2_weight)
-            k2 = MatMul (first, k2_weight)
-            v2 = MatMul (first, v2_weight)
-            kt2 = Transpose <perm = [0, 2, 1]> (k2)
-            scores2 = MatMul (q2, kt2)
-            probs2 = Softmax <axis = -1> (scores2)
-            mixed2 = MatMul (probs2, v2)
-            out = MatMul (mixed2, proj2_weight)
-            back = Transpose <perm = [0, 2, 1]> (out)
-            map = Reshape (back, to_map)
-            pooled = GlobalAveragePool (map)
-            features = Flatten <axis = 1> (pooled)
-            logits = Gemm <transB = 1> (features, fc_weight, fc_bias)
-        }
-    """
-    from tests.graphs import initializers
-
-    values = initializers(proto)
-    doubled = {f"{part}2_weight": values[f"{part}_weight"][::-1].copy() for part in ("q", "k", "v", "proj")}
-    used = {name: value for name, value in values.items() if name != "head_weight"}
-    used["fc_weight"] = used["fc_weight"][:, :8].copy()
-    return parse(text, **used, **doubled)
 
 
 def test_without_attention_or_mlp_it_says_so(tmp_path):

@@ -11,7 +11,7 @@ from onnxquant.pass_manager import PassContext, PassManager
 from onnxquant.pipeline import canonicalise, open_calibration
 from onnxquant.plan import QuantizationPlan
 from tests.fixtures import load_fixture
-from tests.graphs import initializers, op_types, parse, run
+from tests.graphs import group_norm, initializers, op_types, parse, run
 
 SPREAD = np.array([100, 1, 0.1, 3], np.float32)
 """Channels with ranges far apart."""
@@ -91,24 +91,7 @@ def test_a_gemm_takes_the_shift_in_its_own_bias():
 
 
 def test_the_scale_and_shift_behind_an_instance_norm():
-    """GroupNorm as exporters write it: MobileViTv2."""
-    proto = parse(
-        """g (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y) {
-            groups = Reshape (x, to_groups)
-            n = InstanceNormalization (groups, one, zero)
-            back = Reshape (n, to_map)
-            scaled = Mul (back, gamma)
-            h = Add (scaled, beta)
-            y = Conv (h, w)
-        }""",
-        to_groups=np.array([0, 1, -1]),
-        to_map=np.array([0, 4, 6, 6]),
-        one=np.ones(1, np.float32),
-        zero=np.zeros(1, np.float32),
-        gamma=SPREAD[:, None, None],
-        beta=normal(4, 1, 1),
-        w=normal(5, 4, 1, 1),
-    )
+    proto = group_norm(SPREAD)
     result, plan, _ = reparameterized(proto, normal(8, 4, 6, 6))
     assert list(plan.channel_shifts) == ["h"]
     check_equal(result, proto, normal(2, 4, 6, 6))
