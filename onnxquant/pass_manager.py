@@ -108,6 +108,19 @@ class Pass(BaseModel):
     def run(self, graph: gs.Graph, context: PassContext) -> PassResult:
         raise NotImplementedError
 
+    def measured(self, tensor: str, observer: type[AnyObserver], context: PassContext) -> AnyObserver:
+        """What `observer` saw of `tensor`.
+
+        Raises:
+            OnnxquantError: there was no data to observe.
+        """
+        seen = context.observed(tensor, observer)
+        if seen is None:
+            raise OnnxquantError(
+                f"{self.pass_name()}: the ranges of activations must be measured; give data with --calib"
+            )
+        return seen
+
     def __call__(self, graph: gs.Graph, calibration: Any = None, target: str = "onnxruntime") -> gs.Graph:
         """Use the pass alone, as one stage of a graphsurgeon pipeline.
 

@@ -298,9 +298,8 @@ def _deciding_passes(context: PassContext, recipe: str | Recipe, overrides: Sequ
     steps = build_passes(recipe, list(overrides))
     for own in (ApplyChannelScales(), FitBudget(), *FINAL_PASSES, ConvertToFloat16()):
         if any(isinstance(step, type(own)) for step in steps):
-            raise OnnxquantError(
-                f"recipe {context.plan.recipe}: {own.pass_name()} runs of itself where it is needed; leave it out"
-            )
+            named = f"recipe {context.plan.recipe or 'given'}"
+            raise OnnxquantError(f"{named}: {own.pass_name()} runs of itself where it is needed; leave it out")
     context.plan.edits = [
         {"name": step.pass_name(), **step.model_dump(mode="json", exclude_defaults=True)}
         for step in steps

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from onnxquant.calibration.histogram import Histogram
-from onnxquant.errors import OnnxquantError
 from onnxquant.graph.topology import Topology
 from onnxquant.pass_manager import Observation, Pass, PassContext, PassResult
 from onnxquant.passes.fuse_gelu import ARGUMENTS, find_gelu
@@ -69,11 +68,7 @@ class QuantizeSkewed(Pass):
         return PassResult(False, (f"{counted} activations to {self.bits} bits",))
 
     def _decide(self, tensor: gs.Tensor, source: Source, nodes: list[gs.Node], context: PassContext) -> PlanEntry:
-        seen = context.observed(tensor.name, Histogram)
-        if seen is None:
-            raise OnnxquantError(
-                f"{self.pass_name()}: the ranges of activations must be measured; give data with --calib"
-            )
+        seen = self.measured(tensor.name, Histogram, context)
         values, counts = _values(seen)
         candidates = self.candidates(source, seen, np.dtype(tensor.dtype).name)
         return PlanEntry(

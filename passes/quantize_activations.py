@@ -22,7 +22,6 @@ from pydantic import Field
 
 from onnxquant.calibration.histogram import Histogram
 from onnxquant.calibration.range_methods import DEFAULT_PERCENTILE, RangeMethod, find_range
-from onnxquant.errors import OnnxquantError
 from onnxquant.graph.convolution import WEIGHTED
 from onnxquant.graph.topology import NORMS, Topology
 from onnxquant.pass_manager import Observation, Pass, PassContext, PassResult
@@ -84,10 +83,9 @@ class QuantizeActivations(Pass):
             self._share_with_skips(graph, readers, context)
         if not readers:
             return PassResult(False, ("no activation that a quantized layer reads",))
-        topology, tensors, fed = Topology(graph), graph.tensors(), {tensor.name for tensor in graph.inputs}
+        fed = set() if self.input_bits is None else _fed(graph)
         for name, nodes in readers.items():
-            is_fed = topology.origin(tensors[name]).name in fed
-            bits = self.input_bits if is_fed and self.input_bits is not None else self.bits
+            bits = self.input_bits if self.input_bits is not None and name in fed else self.bits
             context.plan.add(self._decide(name, nodes, bits, symmetric, context))
         return PassResult(False, (f"{len(readers)} activations to {self.bits} bits, ranges by {self.range}",))
 
@@ -111,11 +109,7 @@ class QuantizeActivations(Pass):
     def _decide(
         self, tensor: str, nodes: list[gs.Node] | None, bits: int, symmetric: bool, context: PassContext
     ) -> PlanEntry:
-        seen = context.observed(tensor, Histogram)
-        if seen is None:
-            raise OnnxquantError(
-                f"{self.pass_name()}: the ranges of activations must be measured; give data with --calib"
-            )
+        seen = self.measured(tensor, Histogram, context)
         low, high = find_range(seen, self.range, bits=bits, symmetric=symmetric, percentile=self.percentile)
         read = "written by an integer layer" if nodes is None else f"read by {', '.join(sorted({n.op for n in nodes}))}"
         return PlanEntry(
@@ -150,6 +144,12 @@ class QuantizeActivations(Pass):
             return False
         block = context.blocks.of(node) if context.blocks else None
         return not self.blocks or (block is not None and block.kind in self.blocks)
+
+
+def _fed(graph: gs.Graph) -> set[str]:
+    """Inputs of the graph, and what only moves their values about."""
+    topology, inputs = Topology(graph), {tensor.name for tensor in graph.inputs}
+    return {name for name, tensor in graph.tensors().items() if topology.origin(tensor).name in inputs}
 
 
 def _written(node: gs.Node) -> gs.Tensor:

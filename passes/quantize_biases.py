@@ -28,8 +28,12 @@ class QuantizeBiases(Pass):
         if "int32" not in context.target.codes:
             return PassResult(False, (f"target {context.target.name} takes biases as they are",))
         unique, nodes, count = UniqueNames.of_tensors(graph), [], 0
-        coarse = {f"{entry.tensor}_dequantized" for entry in context.plan.entries if entry.quantizer.bits < 8}
-        coarse |= {f"{entry.tensor}_shifted_dequantized" for entry in context.plan.entries if entry.quantizer.bits < 8}
+        coarse = {
+            f"{entry.tensor}{moved}_dequantized"
+            for entry in context.plan.entries
+            if entry.quantizer.bits < 8
+            for moved in ("", "_shifted")
+        }
         for layer in graph.nodes:
             if coarse.isdisjoint(tensor.name for tensor in layer.inputs) and (dequantize := _int32_bias(layer, unique)):
                 nodes.append(dequantize)

@@ -17,7 +17,6 @@ from onnxquant.passes.quantize_activations import FLOATS
 from pydantic import Field
 
 from onnxquant.calibration.observers import LastAxisMinMax
-from onnxquant.errors import OnnxquantError
 from onnxquant.graph.topology import Topology
 from onnxquant.pass_manager import Observation, Pass, PassContext, PassResult
 from onnxquant.plan import PlanEntry
@@ -57,11 +56,7 @@ class QuantizeNormInputs(Pass):
         return PassResult(False, (f"{len(found)} inputs of norms to {self.bits} bits, {self.factors} factors",))
 
     def _decide(self, tensor: gs.Tensor, norms: list[gs.Node], symmetric: bool, context: PassContext) -> PlanEntry:
-        seen = context.observed(tensor.name, LastAxisMinMax)
-        if seen is None:
-            raise OnnxquantError(
-                f"{self.pass_name()}: the ranges of activations must be measured; give data with --calib"
-            )
+        seen = self.measured(tensor.name, LastAxisMinMax, context)
         quantizer = PowerOfTwoFactorQuantizer.from_ranges(
             seen.minimum,
             seen.maximum,

@@ -1,4 +1,4 @@
-"""The codes that a plan makes of a weight."""
+"""The codes that a plan makes of a weight, and the values they stand for."""
 
 from __future__ import annotations
 
@@ -44,3 +44,9 @@ def weight_codes(weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuanti
         1.0 if means is None else to_rows(layer, tap_mean(layer, np.asarray(means))),
     )
     return from_rows(layer, rows) + zero_point
+
+
+def weight_values(weight: gs.Constant, entry: PlanEntry, quantizer: UniformQuantizer) -> NDArray[np.float32]:
+    """What the codes stand for: float32 in the weight's shape. Arguments and errors are those of `weight_codes`."""
+    values: NDArray[np.float32] = quantizer.dequantize(weight_codes(weight, entry, quantizer).astype(np.float32))
+    return values

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
+import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from onnx import parser
+
+from onnxquant.quantizer_nodes.making import Maker
 
 DOMAIN = "onnxquant"
 
@@ -23,3 +28,26 @@ def add_functions(graph: gs.Graph, functions: Mapping[str, str]) -> None:
         if proto.name not in present:
             proto.doc_string = documentation
             graph.functions.append(gs.importers.onnx_importer.OnnxImporter.import_function(proto))
+
+
+def calls(
+    make: Maker, tensor: gs.Tensor, name: str, there: Mapping[str, float], back: Mapping[str, float]
+) -> list[gs.Node]:
+    """The nodes that call ``<name>QuantizeLinear``, which gives int8 codes, and ``<name>DequantizeLinear``.
+
+    Args:
+        make: names them.
+        tensor: that the first reads.
+        name: what both functions' names begin with.
+        there: attributes of the first.
+        back: of the second, beside ``to``, the type to give.
+    """
+    to = {"to": int(onnx.helper.np_dtype_to_tensor_dtype(make.dtype))}
+    stem = "_".join(re.findall("[A-Z][a-z0-9]*", name)).lower()
+    quantize = make.node(
+        f"{name}QuantizeLinear", [tensor], f"{stem}_codes", attributes=dict(there), dtype=np.int8, domain=DOMAIN
+    )
+    dequantize = make.node(
+        f"{name}DequantizeLinear", quantize.outputs, f"{stem}_dequantized", attributes={**back, **to}, domain=DOMAIN
+    )
+    return [quantize, dequantize]

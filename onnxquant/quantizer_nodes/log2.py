@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from onnxquant.quantizer_nodes.functions import DOMAIN, add_functions
+from onnxquant.quantizer_nodes.functions import add_functions, calls
 from onnxquant.quantizer_nodes.log2_functions import LOG2_FUNCTIONS
 from onnxquant.quantizer_nodes.making import Maker
 from onnxquant.quantizers.log2 import Log2Quantizer
@@ -18,7 +16,4 @@ def log2(make: Maker, tensor: gs.Tensor, quantizer: Log2Quantizer) -> list[gs.No
     minimum, maximum = quantizer.clip_range
     step = {"log_offset": quantizer.offset, "log_scale": quantizer.scale}
     there = {"epsilon": quantizer.epsilon, "minimum": minimum, "maximum": maximum, **step}
-    back = {**step, "to": int(onnx.helper.np_dtype_to_tensor_dtype(make.dtype))}
-    quantize = make.node("Log2QuantizeLinear", [tensor], "log2_codes", attributes=there, dtype=np.int8, domain=DOMAIN)
-    dequantize = make.node("Log2DequantizeLinear", quantize.outputs, "log2_dequantized", attributes=back, domain=DOMAIN)
-    return [quantize, dequantize]
+    return calls(make, tensor, "Log2", there, step)

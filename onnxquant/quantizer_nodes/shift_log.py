@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from onnxquant.quantizer_nodes.functions import DOMAIN, add_functions
+from onnxquant.quantizer_nodes.functions import add_functions, calls
 from onnxquant.quantizer_nodes.making import Maker
 from onnxquant.quantizer_nodes.shift_log_functions import SHIFT_LOG_FUNCTIONS
 from onnxquant.quantizers.shift_log import ShiftLogQuantizer
@@ -23,11 +21,4 @@ def shift_log(make: Maker, tensor: gs.Tensor, quantizer: ShiftLogQuantizer) -> l
         "centre": float(quantizer.centre),
     }
     there = {**grid, "minimum": minimum, "maximum": maximum}
-    back = {**grid, "threshold": quantizer.threshold, "to": int(onnx.helper.np_dtype_to_tensor_dtype(make.dtype))}
-    quantize = make.node(
-        "ShiftLogQuantizeLinear", [tensor], "shift_log_codes", attributes=there, dtype=np.int8, domain=DOMAIN
-    )
-    dequantize = make.node(
-        "ShiftLogDequantizeLinear", quantize.outputs, "shift_log_dequantized", attributes=back, domain=DOMAIN
-    )
-    return [quantize, dequantize]
+    return calls(make, tensor, "ShiftLog", there, {**grid, "threshold": quantizer.threshold})

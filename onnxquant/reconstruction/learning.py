@@ -41,6 +41,7 @@ class Learning(Pass):
 
     requires: ClassVar[frozenset[str]] = frozenset({"blocks", "plan"})
     learns_scales: ClassVar[bool] = False
+    """Whether scales of activations are learned with the roundings."""
 
     def modules(self, graph: gs.Graph, context: PassContext) -> list[Module]:
         """In the order of the graph."""
@@ -60,7 +61,7 @@ class Learning(Pass):
         import onnxquant.search  # noqa: F401  # says what to install where torch isn't
         from onnxquant.reconstruction.reconstruct import Reconstruction
 
-        reconstruction = Reconstruction(self, modules, self.learns_scales, context)
+        reconstruction = Reconstruction(self, modules, context)
         notes = tuple(reconstruction.run())
         context.plan.entries = list(reconstruction.state.values())
         return PassResult(False, notes)

@@ -93,15 +93,14 @@ class Reconstruction:
     Args:
         options: of the pass.
         modules: in the order of the graph.
-        learn_scales: of activations.
         context: with the plan and the data.
 
     Raises:
         OnnxquantError: as `simulate`.
     """
 
-    def __init__(self, options: Learning, modules: Sequence[Module], learn_scales: bool, context: PassContext) -> None:
-        self.options, self.context, self._modules, self._learn_scales = options, context, modules, learn_scales
+    def __init__(self, options: Learning, modules: Sequence[Module], context: PassContext) -> None:
+        self.options, self.context, self._modules = options, context, modules
         self.state = {entry.tensor: entry for entry in context.plan.entries}
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         data = context.calibration
@@ -158,7 +157,7 @@ class Reconstruction:
         rounding = {name: self._rounding(name) for name in module.weights}
         read_as = self._simulation.read
         scales = {
-            read_as[name]: transform_of(self.state[name], self._device, learn=self._learn_scales)
+            read_as[name]: transform_of(self.state[name], self._device, learn=self.options.learns_scales)
             for name in module.activations
         }
         self._descend(module, position, rounding, scales, before)

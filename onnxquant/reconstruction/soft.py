@@ -18,6 +18,7 @@ from torch import Tensor
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.per_token import PerTokenQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
+from onnxquant.search.simulate import transform
 
 STRETCH = (-0.1, 1.1)
 """γ and ζ: h gets to 0 and 1 within reach of V."""
@@ -37,8 +38,7 @@ class SoftRounding:
     def __init__(self, values: Tensor, quantizer: UniformQuantizer) -> None:
         self._quantizer, self._dtype, weight = quantizer, values.dtype, values.float()
         scaled = quantizer.scaled(weight)
-        self._zero_point = quantizer.along_axis(quantizer.zero_point.astype(np.float32), weight)
-        self._floor = scaled.floor() + self._zero_point
+        self._floor = scaled.floor() + quantizer.along_axis(quantizer.zero_point.astype(np.float32), weight)
         low, high = STRETCH
         # A weight on a code is as far from either neighbour: V must stay finite.
         part = ((scaled - scaled.floor() - low) / (high - low)).clamp(1e-4, 1 - 1e-4)
@@ -65,9 +65,8 @@ class SoftRounding:
         return (torch.sigmoid(self.logits) * (high - low) + low).clamp(0, 1)
 
     def _dequantized(self, codes: Tensor) -> Tensor:
-        low, high = self._quantizer.code_range
-        scale = self._quantizer.along_axis(self._quantizer.scale, codes)
-        return ((codes.clamp(low, high) - self._zero_point) * scale).to(self._dtype)
+        values: Tensor = self._quantizer.dequantize(codes.clamp(*self._quantizer.code_range))
+        return values.to(self._dtype)
 
 
 class Transform:
@@ -78,8 +77,7 @@ class Transform:
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            shift = self.entry.shift or 0.0
-            rounded = self.entry.quantizer.fake_quantize(x - shift) + shift
+            rounded = transform(self.entry)(x)
         return x + (rounded - x).detach()
 
     def learned(self) -> PlanEntry:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from onnxquant.graph.convolution import to_rows
-from onnxquant.graph.weight_codes import weight_codes
+from onnxquant.graph.weight_codes import weight_values
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.per_token import PerTokenQuantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
@@ -167,7 +167,7 @@ def quantized_weights(layer: Weighted, entry: PlanEntry) -> Tensor:
         quantized: Tensor = by_row.fake_quantize(layer.weights)
         return quantized
     weight = layer.node.inputs[1]
-    values = entry.quantizer.dequantize(weight_codes(weight, entry, entry.quantizer).astype(np.float32))
+    values = weight_values(weight, entry, entry.quantizer)
     return torch.from_numpy(np.array(to_rows(layer.node, values), np.float32))
 
 

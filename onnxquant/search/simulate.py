@@ -20,7 +20,7 @@ from torch import Tensor
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.edit import UniqueNames, replace_uses
 from onnxquant.graph.model import Model
-from onnxquant.graph.weight_codes import weight_codes
+from onnxquant.graph.weight_codes import weight_values
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.bias import bias_codes
 from onnxquant.quantizers.uniform import UniformQuantizer
@@ -104,8 +104,7 @@ def transform(entry: PlanEntry) -> Callable[[Tensor], Tensor]:
 def _weight(weight: gs.Constant, entry: PlanEntry) -> Tensor:
     quantizer = entry.quantizer
     assert isinstance(quantizer, UniformQuantizer)  # weights have no other
-    values = quantizer.dequantize(weight_codes(weight, entry, quantizer))
-    return torch.from_numpy(np.asarray(values, weight.dtype))
+    return torch.from_numpy(np.asarray(weight_values(weight, entry, quantizer), weight.dtype))
 
 
 def _biases(graph: gs.Graph, state: Mapping[str, PlanEntry]) -> Iterator[tuple[str, Tensor]]:
