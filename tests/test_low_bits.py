@@ -4,11 +4,8 @@ import numpy as np
 import pytest
 
 from onnxquant import rewrite
-from onnxquant.graph.model import load
 from onnxquant.measure.metrics import sqnr_db
-from onnxquant.pipeline import apply_edits, canonicalise
-from onnxquant.search.simulate import simulate
-from onnxquant.targets import load_target
+from onnxquant.search.simulate import simulate_plan
 from tests.graphs import run
 from tests.passes.test_split_outliers import block
 
@@ -52,11 +49,7 @@ def test_the_runtime_computes_what_was_learned(recipe, target):
     result, data = rewritten(recipe, target=target), tokens(64, 3)
     kinds = {entry.quantizer.kind for entry in result.plan.entries}
     assert kinds == {"uniform", "per-token", "shift-log"}
-    model = load(block())
-    canonicalise(model)
-    apply_edits(model, result.plan)
-    simulation = simulate(model, result.plan.entries, target=load_target(target))
-    expected = simulation.run({"x": data})["y"].detach().numpy()
+    expected = simulate_plan(block(), result.plan).run({"x": data})["y"].detach().numpy()
     assert sqnr_db(expected, run(result.model, x=data)[0]) > 100
 
 

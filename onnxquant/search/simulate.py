@@ -19,12 +19,13 @@ from torch import Tensor
 
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.edit import UniqueNames, replace_uses
-from onnxquant.graph.model import Model
+from onnxquant.graph.model import Model, Source, load
 from onnxquant.graph.weight_codes import weight_values
-from onnxquant.plan import PlanEntry
+from onnxquant.pipeline import apply_edits, canonicalise
+from onnxquant.plan import PlanEntry, QuantizationPlan
 from onnxquant.quantizers.bias import bias_codes
 from onnxquant.quantizers.uniform import UniformQuantizer
-from onnxquant.targets import Target
+from onnxquant.targets import Target, load_target
 from onnxquant.torch_graph import TorchGraph
 
 
@@ -88,6 +89,23 @@ def simulate(
             transforms[read[name]] = transform(entry)
     graph.toposort(mode="nodes")
     return Simulation(TorchGraph(replace(model, graph=graph), device), weights, biases, read, transforms)
+
+
+def simulate_plan(source: Source, plan: QuantizationPlan, device: str | torch.device = "cpu") -> Simulation:
+    """The simulation of a whole plan, to hold the rewritten file to.
+
+    Args:
+        source: the model that the plan is for, as `onnxquant.rewrite` takes it.
+        plan: of the rewrite; its target says whether biases are codes.
+        device: what it runs on.
+
+    Raises:
+        OnnxquantError: the plan is for another model, or torch has no such device.
+    """
+    model = load(source)
+    canonicalise(model)
+    apply_edits(model, plan)
+    return simulate(model, plan.entries, device, load_target(plan.target))
 
 
 def transform(entry: PlanEntry) -> Callable[[Tensor], Tensor]:

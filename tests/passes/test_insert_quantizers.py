@@ -5,9 +5,7 @@ import onnxruntime as ort
 import pytest
 
 from onnxquant.measure.metrics import sqnr_db
-from onnxquant.pipeline import apply_edits, canonicalise, load
-from onnxquant.search.simulate import simulate
-from onnxquant.targets import load_target
+from onnxquant.search.simulate import simulate_plan
 from tests.graphs import op_types, run
 from tests.passes.skewed import ONE_NODE, mlp, quantized, tokens
 
@@ -41,11 +39,7 @@ def test_an_activation_with_codes_that_the_runtime_does_not_know_is_not_rounded_
     weight = next(node for node in result.model.graph.node if node.output[0] == layer.input[1])
     assert weight.op_type == "Flatten"
     assert "MatMulNBits" not in op_types(optimised(result, tmp_path))
-    model = load(mlp(text))
-    canonicalise(model)
-    apply_edits(model, result.plan)
-    simulation = simulate(model, result.plan.entries, target=load_target(target))
-    expected = simulation.run({"x": data})["y"].detach().numpy()
+    expected = simulate_plan(mlp(text), result.plan).run({"x": data})["y"].detach().numpy()
     assert sqnr_db(expected, run(result.model, x=data)[0]) > 100
 
 

@@ -5,11 +5,9 @@ import pytest
 
 from onnxquant import rewrite
 from onnxquant.errors import OnnxquantError
-from onnxquant.graph.model import load
 from onnxquant.measure.metrics import sqnr_db
-from onnxquant.pipeline import apply_edits, canonicalise
 from onnxquant.plan import QuantizationPlan
-from onnxquant.search.simulate import simulate
+from onnxquant.search.simulate import simulate_plan
 from tests.fixtures import with_batch
 from tests.graphs import attention, images, parse, run
 from tests.passes.test_split_outliers import block, tokens
@@ -85,10 +83,7 @@ def test_scales_of_activations_are_learned_with_the_roundings(tmp_path):
 
 def test_the_runtime_computes_what_was_learned(tmp_path):
     result, data = rewritten(tmp_path, attention(), images(), "iterations=60"), images(32, seed=7)
-    model = load(attention())
-    canonicalise(model)
-    apply_edits(model, result.plan)
-    expected = simulate(model, result.plan.entries).run({"image": data})["probabilities"].numpy()
+    expected = simulate_plan(attention(), result.plan).run({"image": data})["probabilities"].numpy()
     assert sqnr_db(expected, run(result.model, image=data)[0]) > 40
 
 

@@ -20,8 +20,7 @@ from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.search.layers import layer_of
 from onnxquant.search.objective import quantized_weights
-from onnxquant.search.simulate import simulate, transform
-from onnxquant.targets import load_target
+from onnxquant.search.simulate import simulate, simulate_plan, transform
 from tests.graphs import attention, images, parse, run
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -39,14 +38,6 @@ TWICE = """
 
 def coarse(step, bits=8):
     return UniformQuantizer(bits, True, np.array(step), np.array(0))
-
-
-def simulation_of(source, result):
-    """Of the plan of a rewrite, and its model."""
-    model = load(source)
-    canonicalise(model)
-    apply_edits(model, result.plan)
-    return simulate(model, result.plan.entries, target=load_target(result.plan.target))
 
 
 def computed(simulation, feeds, outputs=None):
@@ -121,7 +112,7 @@ def test_the_runtime_computes_what_is_simulated(recipe, kinds, target):
         proto, recipe=recipe, calibration=x, target=target, overrides=searching, samples=4, min_sqnr=-np.inf
     )
     assert {entry.quantizer.kind for entry in result.plan.entries} == kinds
-    simulation = simulation_of(proto, result)
+    simulation = simulate_plan(proto, result.plan)
     found = computed(simulation, {"image": x})["probabilities"]
     assert sqnr_db(found, run(result.model, image=x)[0]) > 40
 
@@ -166,7 +157,7 @@ def test_a_trained_model_computes_what_the_search_did(bits, target):
     )
     data = open_calibration(load(path), str(DEMO / "digits.npz"))
     x = np.concatenate([data[number].feeds["input"] for number in range(count)])
-    simulation = simulation_of(path, result)
+    simulation = simulate_plan(path, result.plan)
     simulated = computed(simulation, {"input": x})["logits"]
     assert sqnr_db(simulated, run(result.model, input=x)[0]) > (40 if bits == 8 else 35)
 

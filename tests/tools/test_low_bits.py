@@ -26,6 +26,7 @@ def test_a_recipe_with_a_seed_is_measured_for_each_and_one_without_once():
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     assert [(row[0], row[1], len(row[2].split(", "))) for row in rows] == [("minmax", "8/8", 1), ("adfq-vit", "8/8", 2)]
     assert all(float(row[3]) > 97 for row in rows)
+    assert all(int(row[6].split("%")[0]) > 80 for row in rows)  # come out as simulated
 
 
 def test_an_unknown_recipe_is_named():
