@@ -29,6 +29,7 @@ RULES: dict[str, Callable[[View], Iterator[rules.Finding]]] = {
         quantization_rules.blocks,
         quantization_rules.weight_axes,
         quantization_rules.mixed_codes,
+        quantization_rules.packed_codes,
         quantization_rules.quantized_constants,
         quantization_rules.quantized_casts,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -131,6 +132,15 @@ def mixed_codes(view: View) -> Iterator[Finding]:
         if len(found) == 2 and found[0] != found[1] and {*found} <= {*view.target.codes}:
             what = f"{layer.op} multiplies {found[0]} and {found[1]} codes"
             yield layer.name, layer.output, f"{what}; quantize both to one type, or leave one in float"
+
+
+def packed_codes(view: View) -> Iterator[Finding]:
+    """Codes of 4 bits, two a byte, come in even numbers."""
+    for node in _quantizing(view):
+        dtype, sizes = code_dtype(node), [size or 0 for size in node.scope.shape(node.input(0)) or (0,)]
+        if dtype in ("int4", "float4e2m1") and math.prod(sizes) % 2:  # 0 where a size is unknown
+            what = f"{math.prod(sizes)} codes of {dtype} don't fill whole bytes"
+            yield node.name, node.input(0), f"{what}; give them an even number of channels, or use int8"
 
 
 def quantized_constants(view: View) -> Iterator[Finding]:

@@ -323,6 +323,20 @@ PATTERNS = [
         w8a8(np.int8(0), INT4, "MatMul"),
         w8a8(np.int8(0), INT4, "MatMul", "axis = 0, block_size = 16"),
     ),
+    Pattern(
+        "an odd number of int4",
+        "packed_codes",
+        *(
+            graph(
+                f"g (float[2,33] x) => (float[2,{channels}] y) {{ w = DequantizeLinear <axis = 1> (codes, s)"
+                " y = MatMul (x, w) }",
+                21,
+                codes=ones(INT4, 33, channels),
+                s=scales(channels),
+            )
+            for channels in (31, 32)
+        ),
+    ),
     Pattern("Conv of int8 and float8", "mixed_codes", w8a8(zero(FP8)), w8a8(zero(FP8), FP8), "8.9"),
     Pattern(
         "a reshaped int8 constant",
