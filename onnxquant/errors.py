@@ -38,3 +38,8 @@ def first_invalid(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{where}: {first['msg']}"
     return f"{where}: {first['msg'].removeprefix('Value error, ')} (got {repr(first['input'])[:60]})"
+
+
+def missing_polygraphy(what: str) -> OnnxquantError:
+    """The error for `what`, where polygraphy is not installed."""
+    return OnnxquantError(f"{what} needs polygraphy: pip install 'onnxquant[polygraphy]'")

@@ -12,26 +12,22 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias
 
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel, ConfigDict
 
 from onnxquant.blocks import Blocks
 from onnxquant.calibration.dataset import Dataset
-from onnxquant.calibration.observers import Observer
+from onnxquant.calibration.observers import AnyObserver, Observer
+from onnxquant.calibration.ranges import Ranges
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import Model
 from onnxquant.plan import QuantizationPlan
 from onnxquant.targets import Target, load_target
 
-if TYPE_CHECKING:
-    from onnxquant.calibration.ranges import Ranges
-
 Observation: TypeAlias = tuple[str, type[Observer]]
 """A tensor's name and what is to be observed of it."""
-
-AnyObserver = TypeVar("AnyObserver", bound=Observer)
 
 
 @dataclass

@@ -8,12 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnxquant.calibration.dataset import Dataset, input_specs, open_dataset, split_held
+from onnxquant.calibration.ranges import Ranges
 from onnxquant.defaults import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_FLOAT_TYPE,
@@ -39,16 +40,12 @@ from onnxquant.passes.pack_int4 import PackInt4
 from onnxquant.passes.quantize_biases import QuantizeBiases
 from onnxquant.passes.share_initializers import ShareInitializers
 from onnxquant.passes.unshare_initializers import UnshareInitializers
-from onnxquant.plan import QuantizationPlan
+from onnxquant.plan import PlanEntry, QuantizationPlan
 from onnxquant.preprocessing import Preprocessing, classes_from_metadata
 from onnxquant.recipes import Recipe, build_passes, load_recipe
 from onnxquant.targets import load_target
 from onnxquant.targets.check import require_accepted
 from onnxquant.targets.inline import inline_functions
-
-if TYPE_CHECKING:
-    from onnxquant.calibration.ranges import Ranges
-    from onnxquant.plan import PlanEntry
 
 CANONICAL_PASSES: tuple[Pass, ...] = (FoldConstants(), UnshareInitializers(), FoldBatchNorm(), FoldLayerScale())
 FINAL_PASSES: tuple[Pass, ...] = (InsertQuantizers(), QuantizeBiases(), ShareInitializers(), PackInt4())
@@ -124,7 +121,7 @@ def rewrite(
             float32. A plan doesn't carry it: which nodes float16 can hold is measured on the calibration data.
         overrides: options of passes, ``pass.option=value`` each.
         plan: use this instead of deciding; `recipe` and `overrides` then play no part.
-        ranges: use these, from `onnxquant.calibration.ranges.calibrate`, instead of calibrating. Data that is given too
+        ranges: use these, from `onnxquant.calibrate.calibrate`, instead of calibrating. Data that is given too
             only judges the result: on the samples that were held back when the ranges were measured.
         samples: the most samples to calibrate on. As many again at most are held back to measure the agreement.
         batch_size: the most samples to run at once. The result doesn't depend on it.

@@ -8,7 +8,7 @@ result does not depend on how they were batched. What it saw can be kept as JSON
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,9 @@ class Observer:
                 raise ValueError(f"has a {name} that does not fit {like.dtype}")
             setattr(observer, name, value if isinstance(fresh, np.ndarray) else type(fresh)(value))
         return observer
+
+
+AnyObserver = TypeVar("AnyObserver", bound=Observer)
 
 
 class MinMax(Observer):

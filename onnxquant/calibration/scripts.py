@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxquant.calibration.samples import Feed
-from onnxquant.errors import OnnxquantError, first_line
-from onnxquant.polygraphy import missing
+from onnxquant.errors import OnnxquantError, first_line, missing_polygraphy
 
 DEFAULT_FUNCTION = "load_data"
 
@@ -85,7 +84,7 @@ def decode_polygraphy_json(path: Path, option: str) -> Any:
     try:
         from polygraphy.json import load_json
     except ImportError:
-        raise missing(f"{path}: reading it") from None
+        raise missing_polygraphy(f"{path}: reading it") from None
     try:
         silent = io.StringIO()  # polygraphy prints what it raises, and warnings about itself
         with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):

@@ -57,8 +57,8 @@ def calibrate_command(
     """Measure the ranges of a model's tensors, for `onnxquant rewrite --ranges`."""
     import time
 
+    from onnxquant.calibrate import calibrate
     from onnxquant.calibration.dataset import split_held
-    from onnxquant.calibration.ranges import calibrate
     from onnxquant.cli.options import check_outputs, open_data, print_json, progress_bar
     from onnxquant.errors import OnnxquantError
     from onnxquant.files import write_text

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onnxquant.errors import OnnxquantError
+from onnxquant.errors import missing_polygraphy
 
 if TYPE_CHECKING:
     from onnxquant.polygraphy.loader import QuantizeOnnx as QuantizeOnnx
@@ -21,12 +21,7 @@ def __getattr__(name: str) -> Any:
     try:
         import polygraphy  # noqa: F401
     except ImportError:
-        raise missing(f"{__name__}.{name}") from None
+        raise missing_polygraphy(f"{__name__}.{name}") from None
     from onnxquant.polygraphy import loader
 
     return getattr(loader, name)
-
-
-def missing(what: str) -> OnnxquantError:
-    """The error for `what`, where polygraphy is not installed."""
-    return OnnxquantError(f"{what} needs polygraphy: pip install 'onnxquant[polygraphy]'")

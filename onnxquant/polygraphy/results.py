@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from onnxquant.calibration.batching import batches
 from onnxquant.calibration.scripts import decode_polygraphy_json
-from onnxquant.errors import OnnxquantError
+from onnxquant.errors import OnnxquantError, missing_polygraphy
 from onnxquant.files import write_text
-from onnxquant.polygraphy import missing
 
 if TYPE_CHECKING:
     from onnxquant.calibration.samples import Dataset, InputSpec
@@ -113,7 +112,7 @@ def save_run(
         from polygraphy.comparator import IterationResult, RunResults
         from polygraphy.json import to_json
     except ImportError:
-        raise missing(f"--polygraphy-json {folder}: writing it") from None
+        raise missing_polygraphy(f"--polygraphy-json {folder}: writing it") from None
     inputs: list[dict[str, NDArray[Any]]] = []
     results: list[tuple[str, list[Any]]] = [(runner.name, []) for runner in runners]
     done = 0

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxquant import rewrite
+from onnxquant.calibrate import calibrate
 from onnxquant.calibration.dataset import FeedDataset, split_held
 from onnxquant.calibration.observers import ChannelMean, MinMax, Observer
-from onnxquant.calibration.ranges import Ranges, calibrate
+from onnxquant.calibration.ranges import Ranges
 from onnxquant.calibration.samples import InputSpec
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import check, load
@@ -261,7 +262,7 @@ def test_activations_are_let_go_while_the_model_runs():
     script = """if True:
         import resource
         import numpy as np
-        from onnxquant.calibration.ranges import calibrate
+        from onnxquant.calibrate import calibrate
         from tests.graphs import parse
 
         steps = "".join(f"t{i + 1} = Sigmoid (t{i}) " for i in range(60))

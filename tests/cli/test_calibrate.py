@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxquant.calibration.ranges import Ranges, calibrate
+from onnxquant.calibrate import calibrate
+from onnxquant.calibration.ranges import Ranges
 from onnxquant.cli.calibrate import calibrate_command
 from onnxquant.deploy.calibrator import read_cache, write_cache
 from tests.cli.invoking import Verb

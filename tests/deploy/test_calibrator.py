@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxquant.calibration.ranges import Ranges, calibrate
+from onnxquant.calibrate import calibrate
+from onnxquant.calibration.ranges import Ranges
 from onnxquant.deploy.calibrator import cache_header, read_cache, write_cache
 from onnxquant.errors import OnnxquantError
 from tests.graphs import attention, images

@@ -9,7 +9,7 @@ from onnxquant.passes.classify_blocks import ClassifyBlocks
 from onnxquant.passes.split_outliers import SplitOutliers
 
 from onnxquant import rewrite
-from onnxquant.calibration.ranges import calibrate
+from onnxquant.calibrate import calibrate
 from onnxquant.calibration.token_histogram import TokenHistogram
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import load
