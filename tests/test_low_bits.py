@@ -43,8 +43,9 @@ def test_learning_beats_fixed_rounding_at_4_bits():
     assert delivered("repq-vit") > delivered("minmax")
 
 
-@pytest.mark.parametrize("recipe", ["adfq-vit", "hybrid-4bit"])
-@pytest.mark.parametrize("target", ["reference", "tensorrt"])
+@pytest.mark.parametrize(
+    ("recipe", "target"), [("adfq-vit", "reference"), ("adfq-vit", "tensorrt"), ("hybrid-4bit", "tensorrt")]
+)
 def test_the_runtime_computes_what_was_learned(recipe, target):
     result, data = rewritten(recipe, target=target), tokens(64, 3)
     kinds = {entry.quantizer.kind for entry in result.plan.entries}

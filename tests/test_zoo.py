@@ -48,6 +48,8 @@ LEARNED = ["iterations=2", "reconstruct_modules.images=1"]
 BRIEF = {"q-hyvit": SEARCHED, "adfq-vit": LEARNED, "hybrid-4bit": [*SEARCHED, *LEARNED]}
 ONLY_FOR = {"q-hyvit": QUICK, "adfq-vit": {"deit_t", "swin_t"}, "hybrid-4bit": {"mobilevit_xxs"}, "fq-vit": {"deit_t"}}
 """Recipes that take long, or are there to be compared with, and the models that they are tried on."""
+TARGETS = {"torchscript": "onnxruntime", "dynamo": "tensorrt"}
+"""By exporter."""
 QUICK_WITH_DATA = {"mobilevit_xxs", "mobilevitv2_050", "efficientformer_l1", "efficientformerv2_s0", "deit_t"}
 GRAPHS = [
     pytest.param(name, exporter, marks=[] if name in QUICK else [pytest.mark.slow]) for name, exporter in FIXTURES
@@ -73,7 +75,9 @@ def module(node, model):
 
 
 def for_each_recipe_and_target():
-    """Small models for each target; large ones for the one that both runtimes must take, and with one recipe."""
+    """Small models for a target each by exporter, and with one recipe for both; large ones with that recipe alone, for
+    the target whose files both runtimes must take.
+    """
     for graph, recipe in itertools.product(GRAPHS, recipe_names()):
         name, marks = graph.values[0], graph.marks
         if recipe in ("easyquant", "minmax", "ptq4vit", "q-hyvit-full", "repq-vit"):
@@ -84,7 +88,8 @@ def for_each_recipe_and_target():
             continue
         if name not in QUICK and recipe != DEFAULT_RECIPE:
             continue
-        targets = ("onnxruntime", "tensorrt") if name in QUICK else ("portable",)
+        targets = (TARGETS[graph.values[1]],) if recipe != DEFAULT_RECIPE else tuple(TARGETS.values())
+        targets = targets if name in QUICK else ("portable",)
         if recipe not in WITHOUT_DATA and name not in QUICK_WITH_DATA:
             if recipe != "w8a8":
                 continue

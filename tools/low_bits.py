@@ -66,14 +66,14 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="[PASS.]OPTION=VALUE")
     args = parser.parse_args()
 
+    options = {recipe: option_names(load_recipe(recipe)) for recipe in args.recipe}
     model = load(args.model)
     held = open_calibration(model, args.data, args.per_class)
     calibration = open_calibration(model, args.calib, args.calib_per_class)
     print(f"{args.model}: {100 * evaluate(args.model, held).top1:.2f} % of {len(held)} images, in float\n")
     print("| recipe | bits W/A | top-1 (%) by seed | mean | SQNR (dB) | seconds | as simulated |")
     print("|---|---|---|---|---|---|---|")
-    for recipe in args.recipe:
-        known = option_names(load_recipe(recipe))
+    for recipe, known in options.items():
         chosen = [text for text in args.set if text.partition("=")[0] in known]
         for bits in args.bits:
             found, sqnr, simulated, seconds = [], [], [], 0.0
