@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxquant.graph.model import load as load
     from onnxquant.graph.model import save as save
+    from onnxquant.observation import calibrate as calibrate
     from onnxquant.pipeline import RewriteResult as RewriteResult
     from onnxquant.pipeline import rewrite as rewrite
 
 __version__ = "0.1.0"
-__all__ = ["RewriteResult", "load", "rewrite", "save"]
+__all__ = ["RewriteResult", "calibrate", "load", "rewrite", "save"]
 
-_HOME = {"load": "graph.model", "save": "graph.model", "rewrite": "pipeline", "RewriteResult": "pipeline"}
+_HOME = {
+    "load": "graph.model",
+    "save": "graph.model",
+    "calibrate": "observation",
+    "rewrite": "pipeline",
+    "RewriteResult": "pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -121,7 +121,7 @@ def rewrite(
             float32. A plan doesn't carry it: which nodes float16 can hold is measured on the calibration data.
         overrides: options of passes, ``pass.option=value`` each.
         plan: use this instead of deciding; `recipe` and `overrides` then play no part.
-        ranges: use these, from `onnxquant.calibrate.calibrate`, instead of calibrating. Data that is given too
+        ranges: use these, from `onnxquant.calibrate`, instead of calibrating. Data that is given too
             only judges the result: on the samples that were held back when the ranges were measured.
         samples: the most samples to calibrate on. As many again at most are held back to measure the agreement.
         batch_size: the most samples to run at once. The result doesn't depend on it.
@@ -150,7 +150,7 @@ def rewrite(
         samples = ranges.samples  # splits the same data as it was split then
     source = load(model)
     original = source.to_proto()
-    dataset = open_calibration(source, calibration)
+    dataset = open_samples(source, calibration)
     calibrating = held = unseen = None
     if dataset is not None:
         calibrating, kept = split_held(dataset, samples)
@@ -248,7 +248,7 @@ def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.
     graph.toposort(mode="nodes")  # sorting functions as well never ends in graphsurgeon 0.6.1 where there are subgraphs
     infer_types(graph)
     model = Model(graph, name=graph.name or "graph")
-    dataset = open_calibration(model, calibration)
+    dataset = open_samples(model, calibration)
     steps: list[Pass] = [*CANONICAL_PASSES, ClassifyBlocks(), Calibrate(), step]
     if "plan" in step.provides:
         steps += FINAL_PASSES
@@ -259,7 +259,7 @@ def run_stage(step: Pass, graph: gs.Graph, calibration: Any, target: str) -> gs.
     return graph
 
 
-def open_calibration(model: Model, source: Any, per_class: slice | None = None) -> Dataset | None:
+def open_samples(model: Model, source: Any, per_class: slice | None = None) -> Dataset | None:
     """The samples to calibrate on, read as the model's metadata says; None for None.
 
     Args:

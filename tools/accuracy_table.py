@@ -25,7 +25,7 @@ from onnxquant import load, rewrite
 from onnxquant.calibration.dataset import parse_slice
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure.accuracy import Accuracy, evaluate
-from onnxquant.pipeline import canonicalise, open_calibration
+from onnxquant.pipeline import canonicalise, open_samples
 from onnxquant.plan import QuantizationPlan
 from onnxquant.quantizers.log2 import Log2Quantizer
 from onnxquant.quantizers.uniform import UniformQuantizer
@@ -91,8 +91,8 @@ def main() -> None:
     args = parser.parse_args()
 
     model = load(args.model)
-    held = open_calibration(model, args.data, args.per_class)
-    calibration = open_calibration(model, args.calib, args.calib_per_class)
+    held = open_samples(model, args.data, args.per_class)
+    calibration = open_samples(model, args.calib, args.calib_per_class)
 
     def top1(model: Any) -> str:
         try:

@@ -30,7 +30,7 @@ from onnxquant.errors import OnnxquantError
 from onnxquant.measure.accuracy import evaluate
 from onnxquant.measure.metrics import sqnr_db
 from onnxquant.measure.sessions import Runner
-from onnxquant.pipeline import open_calibration
+from onnxquant.pipeline import open_samples
 from onnxquant.recipes import load_recipe, option_names
 from onnxquant.search.simulate import simulate_plan
 
@@ -68,8 +68,8 @@ def main() -> None:
 
     options = {recipe: option_names(load_recipe(recipe)) for recipe in args.recipe}
     model = load(args.model)
-    held = open_calibration(model, args.data, args.per_class)
-    calibration = open_calibration(model, args.calib, args.calib_per_class)
+    held = open_samples(model, args.data, args.per_class)
+    calibration = open_samples(model, args.calib, args.calib_per_class)
     print(f"{args.model}: {100 * evaluate(args.model, held).top1:.2f} % of {len(held)} images, in float\n")
     print("| recipe | bits W/A | top-1 (%) by seed | mean | SQNR (dB) | seconds | as simulated |")
     print("|---|---|---|---|---|---|---|")

@@ -24,7 +24,7 @@ from onnxquant.calibration.dataset import parse_slice
 from onnxquant.defaults import DEFAULT_SAMPLES
 from onnxquant.errors import OnnxquantError
 from onnxquant.measure.accuracy import evaluate
-from onnxquant.pipeline import open_calibration
+from onnxquant.pipeline import open_samples
 from onnxquant.recipes import Recipe, find_pass, load_recipe, option_names
 
 RESULTS = Path(__file__).parents[1] / "models" / "paper_results.csv"
@@ -136,7 +136,7 @@ class Measurements:
         path = self._models.get(model)
         if path is None or self._data is None or method not in (*FLOAT, *METHODS):
             return None
-        held = open_calibration(load(path), self._data, self._per_class)
+        held = open_samples(load(path), self._data, self._per_class)
         if method in FLOAT:
             return 100 * evaluate(path, held).top1
         chosen = METHODS[method]
@@ -146,7 +146,7 @@ class Measurements:
             recipe=recipe,
             target=chosen.target,
             overrides=overrides,
-            calibration=open_calibration(load(path), self._calib, self._calib_per_class),
+            calibration=open_samples(load(path), self._calib, self._calib_per_class),
             samples=self._samples,
             min_sqnr=-math.inf,
         )

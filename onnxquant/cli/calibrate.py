@@ -57,12 +57,12 @@ def calibrate_command(
     """Measure the ranges of a model's tensors, for `onnxquant rewrite --ranges`."""
     import time
 
-    from onnxquant.calibrate import calibrate
     from onnxquant.calibration.dataset import split_held
     from onnxquant.cli.options import check_outputs, open_data, print_json, progress_bar
     from onnxquant.errors import OnnxquantError
     from onnxquant.files import write_text
     from onnxquant.graph.model import load
+    from onnxquant.observation import calibrate
 
     start = time.perf_counter()
     loaded = load(model)

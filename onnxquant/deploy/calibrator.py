@@ -44,7 +44,7 @@ def write_cache(ranges: Ranges, version: str) -> str:
     """The text of a calibration cache: every tensor's largest magnitude becomes the largest code.
 
     Args:
-        ranges: from `onnxquant.calibrate.calibrate`. Tensors that are always 0 are left out.
+        ranges: from `onnxquant.calibrate`. Tensors that are always 0 are left out.
         version: of the TensorRT that is to read it, "8.6.1" or "10.3.0"; what follows the third number is ignored.
 
     Raises:

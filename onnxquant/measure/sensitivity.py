@@ -24,7 +24,7 @@ from onnxquant.graph.model import Source, load
 from onnxquant.measure.metrics import Agreement
 from onnxquant.measure.trials import Trials, noise, noise_share
 from onnxquant.pass_manager import PassContext
-from onnxquant.pipeline import decide, describe, open_calibration
+from onnxquant.pipeline import decide, describe, open_samples
 from onnxquant.plan import PlanEntry
 
 
@@ -102,7 +102,7 @@ def sensitivity(
         raise OnnxquantError(f"samples must be at least 1, got {samples}")
     source = load(model)
     original = source.to_proto()
-    dataset = open_calibration(source, calibration)
+    dataset = open_samples(source, calibration)
     if dataset is None or not len(dataset):
         raise OnnxquantError(f"{source.name}: sensitivity needs data to run on; give some with --calib")
     calibrating, held = split_held(dataset, samples)

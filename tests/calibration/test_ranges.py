@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxquant import rewrite
-from onnxquant.calibrate import calibrate
 from onnxquant.calibration.dataset import FeedDataset, split_held
 from onnxquant.calibration.observers import ChannelMean, MinMax, Observer
 from onnxquant.calibration.ranges import Ranges
 from onnxquant.calibration.samples import InputSpec
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import check, load
+from onnxquant.observation import calibrate
 from onnxquant.pass_manager import PassContext, PassManager
 from onnxquant.pipeline import CANONICAL_PASSES, FINAL_PASSES
 from onnxquant.recipes import build_passes, load_recipe
@@ -262,7 +262,7 @@ def test_activations_are_let_go_while_the_model_runs():
     script = """if True:
         import resource
         import numpy as np
-        from onnxquant.calibrate import calibrate
+        from onnxquant.observation import calibrate
         from tests.graphs import parse
 
         steps = "".join(f"t{i + 1} = Sigmoid (t{i}) " for i in range(60))

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxquant.calibrate import calibrate
 from onnxquant.calibration.ranges import Ranges
 from onnxquant.cli.calibrate import calibrate_command
 from onnxquant.deploy.calibrator import read_cache, write_cache
+from onnxquant.observation import calibrate
 from tests.cli.invoking import Verb
 from tests.graphs import attention, images
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxquant.calibrate import calibrate
 from onnxquant.calibration.ranges import Ranges
 from onnxquant.deploy.calibrator import cache_header, read_cache, write_cache
 from onnxquant.errors import OnnxquantError
+from onnxquant.observation import calibrate
 from tests.graphs import attention, images
 from tests.scripts import PRELUDE, run_script
 

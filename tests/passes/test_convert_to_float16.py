@@ -18,7 +18,7 @@ from onnxquant.graph.float16 import rounded
 from onnxquant.graph.model import load
 from onnxquant.measure.metrics import sqnr_db
 from onnxquant.pass_manager import PassContext, PassManager
-from onnxquant.pipeline import open_calibration
+from onnxquant.pipeline import open_samples
 from tests.fixtures import load_fixture
 from tests.graphs import attention, images, initializers, op_types, parse, run
 
@@ -297,7 +297,7 @@ def test_between_softmax_and_the_log2_codes_nothing_is_cast():
 def test_the_notes_count_the_nodes_and_name_the_largest_value():
     model = load(parse(OVERFLOW, **SCALES))
     model.graph.nodes[0].name = "scale_up"
-    data = open_calibration(model, {"x": np.full((1, 4), 100, np.float32)})
+    data = open_samples(model, {"x": np.full((1, 4), 100, np.float32)})
     context = PassContext(model, calibration=data)
     runs = PassManager([ClassifyBlocks(), Calibrate(), ConvertToFloat16()]).run(context)
     assert runs[-1].result.notes == (
@@ -327,7 +327,7 @@ def test_tensorrt_keeps_integer_weights_integer():
 def test_tensorrt_takes_the_quantized_demo():
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheels for this platform")
     model = load(DEMO / "mobilevit_xxs_digits.onnx")
-    samples = open_calibration(model, DEMO / "digits_train.npz")
+    samples = open_samples(model, DEMO / "digits_train.npz")
     result, plain = (quantized(model.to_proto(), samples, to_float16=each) for each in (True, False))
     assert result.ByteSize() < 0.7 * plain.ByteSize()
     assert build(result)

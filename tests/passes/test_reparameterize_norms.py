@@ -8,7 +8,7 @@ from onnxquant.passes.reparameterize_norms import ReparameterizeNorms
 from onnxquant import rewrite
 from onnxquant.graph.model import load
 from onnxquant.pass_manager import PassContext, PassManager
-from onnxquant.pipeline import canonicalise, open_calibration
+from onnxquant.pipeline import canonicalise, open_samples
 from onnxquant.plan import QuantizationPlan
 from tests.fixtures import load_fixture
 from tests.graphs import group_norm, initializers, op_types, parse, run
@@ -24,7 +24,7 @@ def normal(*shape):
 def reparameterized(proto, data):
     """The model as the pass leaves it, the plan and what the pass said."""
     model = load(proto)
-    context = PassContext(model, calibration=open_calibration(model, data))
+    context = PassContext(model, calibration=open_samples(model, data))
     runs = PassManager([Calibrate(), ReparameterizeNorms()], frozenset({"blocks"})).run(context)
     assert not context.observations, "they are of the graph as it was"
     return model.to_proto(), context.plan, runs[-1].result

@@ -9,10 +9,10 @@ from onnxquant.passes.classify_blocks import ClassifyBlocks
 from onnxquant.passes.split_outliers import SplitOutliers
 
 from onnxquant import rewrite
-from onnxquant.calibrate import calibrate
 from onnxquant.calibration.token_histogram import TokenHistogram
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import load
+from onnxquant.observation import calibrate
 from onnxquant.pass_manager import PassContext
 from onnxquant.pipeline import canonicalise
 from onnxquant.plan import PlanEntry, QuantizationPlan

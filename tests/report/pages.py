@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from onnxquant import RewriteResult, rewrite
 from onnxquant.calibration.dataset import Dataset, input_specs, open_dataset, split_held
 from onnxquant.graph.model import load
-from onnxquant.pipeline import open_calibration
+from onnxquant.pipeline import open_samples
 from tests.graphs import attention, images
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -39,7 +39,7 @@ def demo() -> tuple[onnx.ModelProto, RewriteResult, Dataset]:
     """The demo model, on few samples."""
     model = onnx.load(DEMO / "mobilevit_xxs_digits.onnx")
     loaded = load(model)
-    dataset = open_calibration(loaded, DEMO / "digits_train.npz")
+    dataset = open_samples(loaded, DEMO / "digits_train.npz")
     assert dataset is not None
     result = rewrite(model, calibration=dataset, samples=4)
     return loaded.to_proto(), result, split_held(dataset, 4)[1]

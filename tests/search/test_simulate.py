@@ -15,7 +15,7 @@ from onnxquant import rewrite
 from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import load
 from onnxquant.measure.metrics import sqnr_db
-from onnxquant.pipeline import apply_edits, canonicalise, open_calibration
+from onnxquant.pipeline import apply_edits, canonicalise, open_samples
 from onnxquant.plan import PlanEntry
 from onnxquant.quantizers.uniform import UniformQuantizer
 from onnxquant.search.layers import layer_of
@@ -155,7 +155,7 @@ def test_a_trained_model_computes_what_the_search_did(bits, target):
     result = rewrite(
         path, recipe="q-hyvit", calibration=str(DEMO / "digits_train.npz"), target=target, overrides=overrides
     )
-    data = open_calibration(load(path), str(DEMO / "digits.npz"))
+    data = open_samples(load(path), str(DEMO / "digits.npz"))
     x = np.concatenate([data[number].feeds["input"] for number in range(count)])
     simulation = simulate_plan(path, result.plan)
     simulated = computed(simulation, {"input": x})["logits"]

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnxquant.passes.quantize_conv_weights import QuantizeConvWeights
 
 import onnxquant
-from onnxquant.pipeline import open_calibration
+from onnxquant.pipeline import open_samples
 
 
 def rename_outputs(graph: gs.Graph) -> gs.Graph:
@@ -38,7 +38,7 @@ def append_softmax(graph: gs.Graph) -> gs.Graph:
 def with_a_stage(model: Path, calibration: Path, output: Path) -> None:
     """A pass takes a graph and gives it back, as every stage here does."""
     # graphsurgeon drops a file's metadata, where it may say how images become the input: open the data before.
-    samples = open_calibration(onnxquant.load(model), calibration)
+    samples = open_samples(onnxquant.load(model), calibration)
     graph = gs.import_onnx(onnx.load(model))
     graph = rename_outputs(graph)
     graph = QuantizeConvWeights(bits=8)(graph, calibration=samples, target="tensorrt")

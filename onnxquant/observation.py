@@ -18,7 +18,7 @@ from onnxquant.errors import OnnxquantError
 from onnxquant.graph.model import Source, load
 from onnxquant.pass_manager import Observation, PassContext, PassManager
 from onnxquant.passes.calibrate import Calibrate
-from onnxquant.pipeline import CANONICAL_PASSES, open_calibration
+from onnxquant.pipeline import CANONICAL_PASSES, open_samples
 from onnxquant.recipes import build_passes, load_recipe
 from onnxquant.targets import load_target
 
@@ -55,7 +55,7 @@ def calibrate(
         OnnxquantError: bad input, of whichever kind, or NaN or infinite values in an activation.
     """
     source = load(model)
-    dataset = open_calibration(source, calibration)
+    dataset = open_samples(source, calibration)
     if dataset is None or samples < 1:
         raise OnnxquantError(f"{source.name}: calibration needs data, and at least 1 sample of it")
     data, _ = split_held(dataset, samples)
