@@ -367,7 +367,7 @@ class _StoredWeights:
             inputs = self._nodes[layer.name].input if layer.name in self._nodes else []
             slot = next(i for i, used in enumerate(layer.inputs) if used is tensor)
             dequantize = self._producers.get(inputs[slot]) if slot < len(inputs) else None
-            if dequantize is not None and dequantize.op_type == "Flatten":
+            while dequantize is not None and dequantize.op_type in ("Cast", "Flatten"):
                 dequantize = self._producers.get(dequantize.input[0])
             if dequantize is not None and dequantize.op_type == "DequantizeLinear":
                 codes = self._initializers.get(dequantize.input[0])

@@ -153,6 +153,14 @@ def test_a_weights_sqnr_is_that_of_the_codes_in_the_file(page, hybrid):
     assert [card.row.sqnr_db for card in page.weights] == sorted(card.row.sqnr_db for card in page.weights)
 
 
+def test_a_weight_that_becomes_float16_behind_its_codes_has_its_sqnr_too():
+    result = rewrite(attention(), calibration=images(), float_type="fp16", target="tensorrt")
+    assert "Cast" in {node.op_type for node in result.model.graph.node}
+    weights = [row for row in gather(attention(), result).plan if row.entry.role == "weight"]
+    assert weights
+    assert all(row.sqnr_db > 30 for row in weights)
+
+
 def test_the_probabilities_of_every_attention_are_counted_once(page):
     (card,) = page.attention
     assert card.figure.values == page.samples * 16 * 16
