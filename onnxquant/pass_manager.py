@@ -42,6 +42,7 @@ class PassContext:
         calibration: samples to calibrate on; None where the user gave none.
         ranges: what was observed earlier, to be used instead of observing; None where there is nothing.
         batch_size: samples run at once, where the model's batch axis allows it.
+        dequantized: by quantized tensor, the names of what its codes are turned back into; from `insert_quantizers`.
         observations: what `calibrate` saw, by tensor name and type of observer.
         held: samples held back to judge the result on, as many as calibrate at most; None where there is no data.
         unseen: all samples that don't calibrate, those among them.
@@ -57,6 +58,7 @@ class PassContext:
     calibration: Dataset | None = None
     ranges: Ranges | None = None
     batch_size: int = 32
+    dequantized: dict[str, list[str]] = field(default_factory=dict)
     observations: dict[Observation, Observer] = field(default_factory=dict)
     held: Dataset | None = None
     unseen: Dataset | None = None

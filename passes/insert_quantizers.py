@@ -76,6 +76,7 @@ class InsertQuantizers(Pass):
             else:
                 inserter.quantize_weight(tensor, entry, apart=tensor.outputs[0].name in emulated)
         inserter.finish()
+        context.dequantized = dict(inserter.dequantized)
         graph.cleanup()
         count = len(context.plan.entries)
         return PassResult(count > 0, (f"{count} quantizers inserted",) if count else ("the plan is empty",))
@@ -161,6 +162,7 @@ class _Inserter:
         self._before: defaultdict[int, list[gs.Node]] = defaultdict(list)  # new nodes, by the node they go before
         self._after: defaultdict[int, list[gs.Node]] = defaultdict(list)
         self._codes: dict[str, NDArray[np.floating]] = {}  # by weight
+        self.dequantized: defaultdict[str, list[str]] = defaultdict(list)
 
     def quantize_weight(self, weight: gs.Constant, entry: PlanEntry, *, apart: bool) -> None:
         """Store a weight as codes; `apart` from its layer where the two must not become one kernel."""
@@ -172,10 +174,11 @@ class _Inserter:
         attributes = {} if quantizer.axis is None else {"axis": quantizer.axis}
         dequantized = gs.Variable(self.unique(f"{weight.name}_dequantized"), weight.dtype, weight.shape)
         node = gs.Node("DequantizeLinear", f"{weight.name}_DequantizeLinear", attributes, inputs, [dequantized])
+        self.dequantized[weight.name].append(dequantized.name)
         nodes = [node]
         if apart and len(weight.shape) == 2:
             # ONNX Runtime makes a MatMulNBits of a float activation, DequantizeLinear and MatMul, which rounds that
-            # activation to 8 bits, uniformly. A Flatten of a matrix changes nothing, and costs nothing.
+            # activation to 8 bits, uniformly. With a Flatten, which leaves a matrix as it is, it multiplies in float.
             nodes.append(self._make(weight).node("Flatten", [dequantized], "matrix"))
         self._before[self._first_reader(weight)] += nodes
         replace_uses(weight, nodes[-1].outputs[0])
@@ -228,6 +231,7 @@ class _Inserter:
         """Let the value go through `nodes` on its way to `readers`, or to all that the entry names."""
         if readers is None and entry.consumers is not None:
             readers = _readers(tensor, entry)
+        self.dequantized[tensor.name].append(nodes[-1].outputs[0].name)
         before = self._before[self._first_reader(tensor, readers)]
         slots = [(node, slot) for node in nodes for slot, value in enumerate(node.inputs) if value is tensor]
         replace_uses(tensor, nodes[-1].outputs[0], readers)

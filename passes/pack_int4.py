@@ -46,7 +46,7 @@ class PackInt4(Pass):
             return PassResult(False, ("no weight has 4 bits or fewer",))
         if not context.target.int4_weights:
             return PassResult(False, (f"target {context.target.name} takes weights of 4 bits in int8",))
-        packable, before = _packable(graph, narrow), graph.opset
+        packable, before = _packable(graph, narrow, context), graph.opset
         count = sum(len(entries) for _, _, entries in packable)
         left = f"{len(narrow) - count} stay int8: their layer reads quantized activations, or their size is odd"
         if not packable:
@@ -65,15 +65,15 @@ class PackInt4(Pass):
         return PassResult(True, (f"{count} weights to int4{raised}", *([left] if count < len(narrow) else [])))
 
 
-def _packable(graph: gs.Graph, narrow: list[PlanEntry]) -> list[tuple[gs.Constant, list[gs.Node], list[PlanEntry]]]:
+def _packable(
+    graph: gs.Graph, narrow: list[PlanEntry], context: PassContext
+) -> list[tuple[gs.Constant, list[gs.Node], list[PlanEntry]]]:
     """Codes that can be int4, with the nodes that read them and the weights that they are of: equal ones are shared."""
     topology, tensors = Topology(graph), graph.tensors()
     found: dict[str, tuple[gs.Constant, list[gs.Node], list[PlanEntry]]] = {}
     for entry in narrow:
-        written = tensors.get(f"{entry.tensor}_dequantized")
-        node = written.inputs[0] if written is not None and written.inputs else None
-        if node is None or node.op != "DequantizeLinear" or not isinstance(node.inputs[0], gs.Constant):
-            continue
+        (written,) = (tensors[name] for name in context.dequantized[entry.tensor])  # a weight is dequantized once
+        node = written.inputs[0]
         if _is_symmetric(node) and _reads_floats(topology, written):
             _, nodes, entries = found.setdefault(node.inputs[0].name, (node.inputs[0], [], []))
             nodes.append(node)

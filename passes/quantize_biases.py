@@ -29,10 +29,10 @@ class QuantizeBiases(Pass):
             return PassResult(False, (f"target {context.target.name} takes biases as they are",))
         unique, nodes, count = UniqueNames.of_tensors(graph), [], 0
         coarse = {
-            f"{entry.tensor}{moved}_dequantized"
+            name
             for entry in context.plan.entries
             if entry.quantizer.bits < 8
-            for moved in ("", "_shifted")
+            for name in context.dequantized.get(entry.tensor, ())
         }
         for layer in graph.nodes:
             if coarse.isdisjoint(tensor.name for tensor in layer.inputs) and (dequantize := _int32_bias(layer, unique)):

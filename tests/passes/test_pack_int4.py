@@ -87,7 +87,8 @@ def packed(text, codes):
     quantizer = UniformQuantizer.from_range(np.array(-1.0), np.array(1.0), bits=4, symmetric=True)
     plan = QuantizationPlan(entries=[PlanEntry(tensor="w", role="weight", quantizer=quantizer)])
     model = load(proto)
-    result = PackInt4().run(model.graph, PassContext(model, load_target("tensorrt"), plan))
+    context = PassContext(model, load_target("tensorrt"), plan, dequantized={"w": ["w_dequantized"]})
+    result = PackInt4().run(model.graph, context)
     return result, model.to_proto()
 
 
@@ -175,3 +176,11 @@ def test_a_saved_plan_gives_the_same_bytes_and_for_another_target_int8(tmp_path)
     portable = rewrite(attention(), plan=QuantizationPlan.from_json(saved), target="portable")
     assert set(stored(portable).values()) == {INT8}
     assert portable.report.quantized == {"weight, uniform 4 bit (emulated: stored in 8)": 7}
+
+
+@pytest.mark.parametrize("name", ["hidden", "w_dequantized"])
+def test_a_tensor_of_the_model_may_have_the_name_that_a_dequantized_weight_gets(tmp_path, name):
+    text = f"g (float[N, 6] x) => (float[N, 8] y) {{ {name} = Relu (x)\n y = MatMul ({name}, w) }}"
+    proto = parse(text, w=np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32))
+    result = quantized(proto, np.ones((8, 6), np.float32), tmp_path)
+    assert stored(result)["w"] == INT4

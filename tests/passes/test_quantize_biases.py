@@ -52,3 +52,17 @@ def test_a_layer_with_a_float_activation_keeps_its_float_bias():
     options = ["quantize_activations.exclude=['.']"]
     result = rewrite(model(np.ones(48)), recipe="w8a8", calibration=data, target="onnxruntime", overrides=options)
     assert set(biases(result).values()) == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["hidden", "weight_dequantized"])
+def test_so_it_does_whatever_the_tensors_of_the_model_are_called(name):
+    text = f"""model (float[N, 64] x) => (float[N, 48] y) {{
+        {name} = Relu (x)
+        y = Gemm <transB = 1> ({name}, weight, bias)
+    }}"""
+    proto = parse(text, **{each: initializers(model(np.ones(48)))[each] for each in ("weight", "bias")})
+    data = RNG.standard_normal((32, 64)).astype(np.float32)
+    options = ["quantize_linear_weights.bits=7"]
+    result = rewrite(proto, recipe="w8a8", calibration=data, target="onnxruntime", overrides=options, min_sqnr=-99)
+    assert {"uniform 7", "uniform 8"} == {f"{e.quantizer.kind} {e.quantizer.bits}" for e in result.plan.entries}
+    assert set(biases(result).values()) == {np.dtype(np.float32)}
