@@ -67,6 +67,9 @@ def main() -> None:
     args = parser.parse_args()
 
     options = {recipe: option_names(load_recipe(recipe)) for recipe in args.recipe}
+    for text in args.set:
+        if not any(text.partition("=")[0] in known for known in options.values()):
+            raise OnnxquantError(f"--set {text}: none of the recipes has such an option")
     model = load(args.model)
     held = open_samples(model, args.data, args.per_class)
     calibration = open_samples(model, args.calib, args.calib_per_class)

@@ -194,6 +194,9 @@ def main() -> None:
     known = {row["model"] for rows in tables.values() for row in rows}
     if unknown := [name for name, _ in args.model if name not in known]:
         parser.error(f"--model {unknown[0]}: no table has a model of that name")
+    options = set().union(*(option_names(load_recipe(method.recipe)) for method in METHODS.values()))
+    if mistaken := [text for text in args.set if text.partition("=")[0] not in options]:
+        parser.error(f"--set {mistaken[0]}: none of the recipes has such an option")
     measurements = Measurements(
         dict(args.model), args.calib, args.data, args.calib_per_class, args.per_class, args.set, args.samples
     )

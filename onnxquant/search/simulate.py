@@ -1,7 +1,8 @@
 """What a plan makes of a model, in torch: a float graph that reads the values which the codes stand for.
 
 It differs from the rewritten file by the rounding of float sums only, so it can stand for the file where gradients or
-many trials are wanted. Weights, and biases where the target has them as int32, are fed as the codes' values. An
+many trials are wanted. (Where a plan leaves a layer's activation in float and its weight not, ONNX Runtime may round
+that activation to 8 bits.) Weights, and biases where the target has them as int32, are fed as the codes' values. An
 activation goes through an Identity node on its way to the consumers that the plan names, and what that node computes is
 quantized; all others read the float value.
 """
@@ -95,7 +96,7 @@ def simulate_plan(source: Source, plan: QuantizationPlan, device: str | torch.de
     """The simulation of a whole plan, to hold the rewritten file to.
 
     Args:
-        source: the model that the plan is for, as `onnxquant.rewrite` takes it.
+        source: the model that the plan is for, as `onnxquant.rewrite` takes it: a `Model` is worked on in place.
         plan: of the rewrite; its target says whether biases are codes.
         device: what it runs on.
 

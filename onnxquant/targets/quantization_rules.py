@@ -138,9 +138,12 @@ def packed_codes(view: View) -> Iterator[Finding]:
     """Codes of 4 bits, two a byte, come in even numbers."""
     for node in _quantizing(view):
         dtype, sizes = code_dtype(node), [size or 0 for size in node.scope.shape(node.input(0)) or (0,)]
+        before = node.producer(0)
+        if before is not None and before.quantizes:
+            continue  # said of that
         if dtype in ("int4", "float4e2m1") and math.prod(sizes) % 2:  # 0 where a size is unknown
             what = f"{math.prod(sizes)} codes of {dtype} don't fill whole bytes"
-            yield node.name, node.input(0), f"{what}; give them an even number of channels, or use int8"
+            yield node.name, node.input(0), f"{what}; make their number even, or use int8"
 
 
 def quantized_constants(view: View) -> Iterator[Finding]:

@@ -33,3 +33,9 @@ def test_an_unknown_recipe_is_named():
     done = low_bits("--recipe", "nothing", "--bits", "8")
     assert done.returncode == 1
     assert done.stderr.startswith("error: --recipe nothing: unknown")
+
+
+def test_an_option_that_no_recipe_has_is_named():
+    done = low_bits("--recipe", "minmax", "--recipe", "adfq-vit", "--bits", "8", "--set", "iteratons=1")
+    assert done.returncode == 1
+    assert done.stderr == "error: --set iteratons=1: none of the recipes has such an option\n"
