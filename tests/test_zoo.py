@@ -46,11 +46,16 @@ WITHOUT_DATA = {"efficientquant", "weights-only"}
 SEARCHED = [f"search_scales.{option}" for option in ("candidates=10", "rounds=1", "places=64", "images=1")]
 LEARNED = ["iterations=2", "reconstruct_modules.images=1"]
 BRIEF = {"q-hyvit": SEARCHED, "adfq-vit": LEARNED, "hybrid-4bit": [*SEARCHED, *LEARNED]}
-ONLY_FOR = {"q-hyvit": QUICK, "adfq-vit": {"deit_t", "swin_t"}, "hybrid-4bit": {"mobilevit_xxs"}, "fq-vit": {"deit_t"}}
+FEW = {"mobilevit_xxs", "mobilevitv2_050", "efficientformer_l1", "efficientformerv2_s0", "deit_t"}
+ONLY_FOR = {
+    "q-hyvit": FEW | {"mobile_former_26m", "edgenext_xx_small", "coat_tiny"},
+    "adfq-vit": {"deit_t", "swin_t"},
+    "hybrid-4bit": {"mobilevit_xxs"},
+    "fq-vit": {"deit_t"},
+}
 """Recipes that take long, or are there to be compared with, and the models that they are tried on."""
 TARGETS = {"torchscript": "onnxruntime", "dynamo": "tensorrt"}
 """By exporter."""
-QUICK_WITH_DATA = {"mobilevit_xxs", "mobilevitv2_050", "efficientformer_l1", "efficientformerv2_s0", "deit_t"}
 GRAPHS = [
     pytest.param(name, exporter, marks=[] if name in QUICK else [pytest.mark.slow]) for name, exporter in FIXTURES
 ]
@@ -75,27 +80,28 @@ def module(node, model):
 
 
 def for_each_recipe_and_target():
-    """Small models for a target each by exporter, and with one recipe for both; large ones with that recipe alone, for
-    the target whose files both runtimes must take.
+    """Few models with all recipes; the other small ones with the recipe by default, for a target an exporter; large
+    ones with that too, from one exporter, for the target whose files both runtimes must take.
     """
     for graph, recipe in itertools.product(GRAPHS, recipe_names()):
-        name, marks = graph.values[0], graph.marks
+        name, exporter = graph.values
+        marks, targets = graph.marks, (TARGETS[exporter],) if name in QUICK else ("portable",)
         if recipe in ("easyquant", "minmax", "ptq4vit", "q-hyvit-full", "repq-vit"):
             continue  # the passes are those of others
         if recipe in ONLY_FOR:
-            if name in ONLY_FOR[recipe] and (graph.values[1] == "dynamo" or recipe == "adfq-vit"):
-                yield pytest.param(*graph.values, "tensorrt", recipe, marks=pytest.mark.slow)
-            continue
-        if name not in QUICK and recipe != DEFAULT_RECIPE:
-            continue
-        targets = (TARGETS[graph.values[1]],) if recipe != DEFAULT_RECIPE else tuple(TARGETS.values())
-        targets = targets if name in QUICK else ("portable",)
-        if recipe not in WITHOUT_DATA and name not in QUICK_WITH_DATA:
-            if recipe != "w8a8":
+            if name not in ONLY_FOR[recipe] or (exporter != "dynamo" and recipe != "adfq-vit"):
+                continue
+            marks, targets = [pytest.mark.slow], ("tensorrt",)
+        elif recipe == DEFAULT_RECIPE:
+            if name not in QUICK and exporter != "dynamo":
+                continue
+            targets = tuple(TARGETS.values()) if name in FEW else targets
+        elif name not in FEW:
+            if recipe != "w8a8" or name not in QUICK:
                 continue
             marks = [pytest.mark.slow]
         for target in targets:
-            yield pytest.param(*graph.values, target, recipe, marks=marks)
+            yield pytest.param(name, exporter, target, recipe, marks=marks)
 
 
 def parse_with_tensorrt(model):

@@ -40,24 +40,26 @@ def plain():
     return inputs.transpose(0, 3, 1, 2), digits["labels"]
 
 
-def logits(path, inputs):
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"input": batch})[0] for batch in np.array_split(inputs, 20)])
+@pytest.fixture(scope="module")
+def logits(plain, rewritten):
+    """Of both models."""
+    sessions = [ort.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (MODEL, rewritten)]
+    parts = np.array_split(plain[0], 20)
+    return [np.concatenate([each.run(None, {"input": part})[0] for part in parts]) for each in sessions]
 
 
-def test_top_1_and_top_5_are_exactly_those_of_a_plain_script(plain, rewritten):
-    inputs, labels = plain
-    for path in (MODEL, rewritten):
-        best = np.argsort(-logits(path, inputs), axis=1)
+def test_top_1_and_top_5_are_exactly_those_of_a_plain_script(plain, rewritten, logits):
+    _, labels = plain
+    for path, outputs in zip((MODEL, rewritten), logits, strict=True):
+        best = np.argsort(-outputs, axis=1)
         accuracy = evaluate(path, open_data(str(DEMO / "digits.npz"), MODEL))
         assert accuracy.samples == len(labels) == 797
         assert accuracy.top1 == np.mean(best[:, 0] == labels)
         assert accuracy.top5 == np.mean((best[:, :5] == labels[:, None]).any(axis=1))
 
 
-def test_agreement_is_that_of_a_plain_script(plain, rewritten):
-    inputs, _ = plain
-    reference, test = (logits(path, inputs).astype(np.float64) for path in (MODEL, rewritten))
+def test_agreement_is_that_of_a_plain_script(rewritten, logits):
+    reference, test = (outputs.astype(np.float64) for outputs in logits)
     measured = compare(MODEL, rewritten, open_data(str(DEMO / "digits.npz"), MODEL), per_layer=False).outputs["logits"]
     sqnr = 10 * np.log10((reference**2).sum() / ((reference - test) ** 2).sum())
     cosine = (reference * test).sum() / np.linalg.norm(reference) / np.linalg.norm(test)

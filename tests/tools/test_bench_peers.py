@@ -31,10 +31,12 @@ def table(tmp_path_factory):
     return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_the_original_for_us_and_for_every_peer(table):
     assert list(table) == ["float32", "onnxquant w8a8/tensorrt", "onnxruntime-minmax", "esp-ppq"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["onnxquant w8a8/tensorrt", "onnxruntime-minmax"])
 def test_cost_and_quality_of_a_tool_are_measured(table, tool):
     row = table[tool]
@@ -46,11 +48,13 @@ def test_cost_and_quality_of_a_tool_are_measured(table, tool):
     assert float(row["speed-up"].split()[0]) > 0
 
 
+@pytest.mark.slow
 def test_a_tool_that_fails_is_listed_with_what_it_said(table):
     assert table["esp-ppq"]["SQNR"].startswith("fails: ModuleNotFoundError")
     assert not table["esp-ppq"]["speed-up"]
 
 
+@pytest.mark.slow
 def test_what_a_target_refuses_is_said(table):
     assert table["float32"]["TensorRT-RTX"] == "builds"
     assert table["onnxruntime-minmax"]["TensorRT-RTX"].startswith("refuses: ")
