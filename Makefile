@@ -37,7 +37,7 @@ lint: $(VENV)/.dev $(VENV)/.onnxquant
 export-env: $(EXPORT_VENV)/.onnxquant
 
 test-export: $(EXPORT_VENV)/.onnxquant
-	$(EXPORT_VENV)/bin/pytest -m export tests/export
+	OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/pytest -n 2 -m export tests/export
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
