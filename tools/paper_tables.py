@@ -136,7 +136,8 @@ class Measurements:
         path = self._models.get(model)
         if path is None or self._data is None or method not in (*FLOAT, *METHODS):
             return None
-        held = open_samples(load(path), self._data, self._per_class)
+        source = load(path)
+        held = open_samples(source, self._data, self._per_class)
         if method in FLOAT:
             return 100 * evaluate(path, held).top1
         chosen = METHODS[method]
@@ -146,7 +147,7 @@ class Measurements:
             recipe=recipe,
             target=chosen.target,
             overrides=overrides,
-            calibration=open_samples(load(path), self._calib, self._calib_per_class),
+            calibration=open_samples(source, self._calib, self._calib_per_class),
             samples=self._samples,
             min_sqnr=-math.inf,
         )
